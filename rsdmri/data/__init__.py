@@ -1,0 +1,1 @@
+"""Scans in and out: records, file formats, simulation, manifests, training data."""

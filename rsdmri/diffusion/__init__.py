@@ -1,0 +1,1 @@
+"""The corruption-aware diffusion teacher: noise levels, backbone, denoiser, objectives, samplers."""

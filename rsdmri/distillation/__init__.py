@@ -1,0 +1,1 @@
+"""The one-step generator and the objectives that distil a teacher into it."""

@@ -1,0 +1,1 @@
+"""Acquisition physics: Fourier transforms, coils, masks, noise, operators and solvers."""

@@ -1,0 +1,1 @@
+"""Reconstruction methods, classical and learnt, behind one call."""

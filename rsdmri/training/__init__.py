@@ -1,0 +1,1 @@
+"""Training loop, moving averages and crash-safe checkpoints."""

@@ -1,0 +1,134 @@
+"""Scoring reconstructions against targets by fastMRI's convention, file by file or folder by folder."""
+
+import json
+import math
+import os
+import platform
+import statistics
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rsdmri import RESEARCH_ONLY, __version__
+from rsdmri.data.volumes import read_volume
+from rsdmri.errors import InputError
+from rsdmri.files import write_text
+from rsdmri.metrics.image import CONVENTION, evaluate_volume
+
+METRICS = ("nmse", "nrmse", "psnr", "ssim")
+
+# A single-coil fastMRI file holds both targets; its challenge is scored against the emulated single coil.
+TARGET_NAMES = ("reconstruction_esc", "reconstruction_rss", "reconstruction")
+RECONSTRUCTION_NAMES = ("reconstruction",)
+
+
+def evaluate(
+    reconstruction: str | os.PathLike[str], target: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Score ``reconstruction`` against ``target``; write the result to ``out`` (JSON) if given.
+
+    Each may be a file or a folder of ``.h5`` files, matched by file name. The result holds ``volumes`` (per file:
+    nmse, nrmse, psnr in dB, ssim, slices, target), their ``mean`` and ``two_std`` (twice the sample standard
+    deviation; ``None`` for one volume), ``count``, ``targets_without_reconstruction``, ``convention``, ``versions``.
+    `InputError` when a reconstruction has no target, or a pair cannot be scored.
+    """
+    pairs, missing = _pairs(Path(reconstruction), Path(target))
+    volumes = {name: evaluate_files(*pair) for name, pair in sorted(pairs.items())}
+    result = {
+        "volumes": volumes,
+        "mean": {m: statistics.fmean(v[m] for v in volumes.values()) for m in METRICS},
+        "two_std": {m: _two_std([v[m] for v in volumes.values()]) for m in METRICS},
+        "count": {"volumes": len(volumes), "slices": sum(v["slices"] for v in volumes.values())},
+        "targets_without_reconstruction": missing,
+        "convention": dict(CONVENTION),
+        "versions": _versions(),
+        "note": RESEARCH_ONLY,
+    }
+    if out is not None:
+        write_metrics(out, result)
+    return result
+
+
+def evaluate_files(reconstruction: str | os.PathLike[str], target: str | os.PathLike[str]) -> dict[str, Any]:
+    """Score one reconstruction file against one target file: its metrics, ``slices`` and the ``target`` data set."""
+    t, name = read_volume(target, TARGET_NAMES)
+    r, _ = read_volume(reconstruction, RECONSTRUCTION_NAMES)
+    try:
+        metrics = evaluate_volume(t, r)
+    except InputError as error:
+        raise InputError(f"{reconstruction} against {target}: {error}") from None
+    return {**metrics, "slices": len(t), "target": name}
+
+
+def write_metrics(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
+    """Write ``result`` as strict JSON, atomically; an infinite PSNR (equal volumes) becomes ``null``."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "metrics.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror}); choose another") from None
+
+
+def format_metrics(result: Mapping[str, Any]) -> str:
+    """Lines to print: one per volume, their mean +/- 2 std, and the convention in one line."""
+    lines = [f"{name}: " + _numbers(volume) for name, volume in result["volumes"].items()]
+    mean, spread = result["mean"], result["two_std"]
+    if len(lines) > 1:
+        text = "  ".join(f"{m.upper()} {mean[m]:.4g} +/- {spread[m]:.4g}" for m in METRICS)
+        lines.append(f"mean of {len(lines)} volumes: {text}")
+    if result["targets_without_reconstruction"]:
+        lines.append(f"{len(result['targets_without_reconstruction'])} targets have no reconstruction and do not count")
+    lines.append("fastMRI convention: crop to target width, data range = volume maximum, SSIM 7x7 mean over slices")
+    return "\n".join(lines)
+
+
+def _numbers(volume: Mapping[str, Any]) -> str:
+    return "  ".join(f"{m.upper()} {volume[m]:.4g}" for m in METRICS) + f"  ({volume['slices']} slices)"
+
+
+def _pairs(reconstruction: Path, target: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    for path in (reconstruction, target):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+    if not reconstruction.is_dir():
+        partner = target / reconstruction.name if target.is_dir() else target
+        if not partner.is_file():
+            raise InputError(f"{target}: holds no {reconstruction.name}; targets are matched by file name")
+        return {reconstruction.name: (reconstruction, partner)}, []
+    targets = {p.name: p for p in (sorted(target.glob("*.h5")) if target.is_dir() else [target])}
+    found = {p.name: p for p in sorted(reconstruction.glob("*.h5"))}
+    if not target.is_dir():
+        found = {name: p for name, p in found.items() if name in targets}
+    if not found:
+        wanted = "no .h5 file" if target.is_dir() else f"no {target.name}"
+        raise InputError(f"{reconstruction}: holds {wanted} to score; give a folder of reconstructions")
+    orphans = sorted(found.keys() - targets.keys())
+    if orphans:
+        raise InputError(
+            f"{target}: no target for {len(orphans)} reconstructions ({', '.join(orphans[:3])}"
+            f"{', ...' if len(orphans) > 3 else ''}); they are matched by file name"
+        )
+    return {n: (p, targets[n]) for n, p in found.items()}, sorted(targets.keys() - found.keys())
+
+
+def _two_std(values: list[float]) -> float | None:
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    return 2 * statistics.stdev(values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("numpy", "scikit-image", "h5py")}
+    return {"rsdmri": __version__, **packages, "python": platform.python_version()}

@@ -1,0 +1,292 @@
+"""Multicoil Fourier acquisition, A x = M F (s_c x), and the small operators it is the product of.
+
+The centred transform is the plain one between two diagonal phases: with h = n // 2 along an axis of n samples,
+
+    fftshift(fft(ifftshift(x)))[k] = c e^{2 pi i h k / n} fft(e^{2 pi i h j / n} x_j)[k],   c = e^{-2 pi i h h / n},
+
+for even and odd n (for even n the phases are alternating signs). The inner phase is multiplied into the coil maps once,
+the outer one meets only complete k-space, and in A^H A it cancels: nothing is ever shifted.
+
+For a mask that depends on the phase-encode position alone the readout transform cancels too,
+A^H A x = sum_c conj(s_c) F_pe^H M F_pe s_c x, so the normal needs transforms along the last axis only. Its rows are
+independent and are worked through in blocks that stay in the processor's cache.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rsdmri.physics.fourier import fft2c, ifft2c
+from rsdmri.physics.linop import LinearOperator, check_shape, linear
+
+_BLOCK = 200_000  # complex numbers in one block of a large problem on a CPU
+_WHOLE = 600_000  # below this a CPU does everything in one call
+_DEVICE_BLOCK = 32_000_000  # the same on an accelerator, where only memory is a limit
+
+
+def sense(maps: Tensor, mask: Tensor) -> "Sense":
+    """SENSE operator of coil ``maps`` (coil, y, x) or (batch, coil, y, x), complex, and a boolean sampling ``mask``.
+
+    ``mask`` is (x,) or (1, x) for phase-encode lines, (y, x) for points; (batch, 1, x) or (batch, y, x) per item.
+    Raises ``ValueError`` when a rank, a size or a type does not fit.
+    """
+    return Sense(maps, mask)
+
+
+class Sense(LinearOperator):
+    """A x = M F (s_c x).
+
+    With unbatched maps and mask: (..., y, x) to (..., coil, y, x). Batched: (batch, y, x) to (batch, coil, y, x), item
+    by item. The image has the complex type of the maps. Gradients flow through the image, not through the maps.
+    """
+
+    def __init__(self, maps: Tensor, mask: Tensor) -> None:
+        if maps.ndim not in (3, 4):
+            raise ValueError(f"maps: expected (coil, y, x) or (batch, coil, y, x), got shape {list(maps.shape)}")
+        if not maps.is_complex():
+            raise ValueError(f"maps: expected a complex type, got {maps.dtype}")
+        if 0 in maps.shape:
+            raise ValueError(f"maps: an axis is empty, shape {list(maps.shape)}")
+        maps = maps.detach()
+        self.maps: Tensor = maps
+        self._phase = _phases(maps, outer=True)
+        self._ready: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._set_mask(mask)
+
+    def _set_mask(self, mask: Tensor) -> None:
+        n_coils, height, width = self.maps.shape[-3:]
+        mask = _checked_mask(mask, self.maps)
+        self.mask: Tensor = mask
+        self._batched = self.maps.ndim == 4 or mask.ndim == 3
+        leading = tuple(self.maps.shape[:-3]) or tuple(mask.shape[:-2])
+        self.domain_shape = (*leading, height, width)
+        self.range_shape = (*leading, n_coils, height, width)
+        self._lines = mask.shape[-2] == 1
+        # complex, so that it multiplies k-space in place without a conversion; [batch, 1, 1, x] or [batch, 1, y, x]
+        self._weight = mask.reshape(-1, 1, *mask.shape[-2:]).to(self.maps.dtype)
+
+    def with_mask(self, mask: Tensor) -> "Sense":
+        """The same coils seen through another mask; the prepared maps are shared."""
+        other = object.__new__(Sense)
+        other.maps, other._phase, other._ready = self.maps, self._phase, self._ready
+        other._set_mask(mask)
+        return other
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return A x, zero wherever the mask is not set."""
+        self._check(x, self.domain_shape)
+        return linear(x, self._forward, self._adjoint)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return A^H y; only acquired samples of ``y`` are read, the others may hold anything."""
+        self._check(y, self.range_shape)
+        return linear(y, self._adjoint, self._forward)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Return A^H A x; a mask of whole lines needs no readout transform."""
+        self._check(x, self.domain_shape)
+        return linear(x, self._normal, self._normal)
+
+    def _check(self, x: Tensor, shape: tuple[int, ...]) -> None:
+        check_shape(x, shape, leading=not self._batched)
+        if x.dtype != self.maps.dtype:
+            raise ValueError(f"expected {self.maps.dtype} like the maps, got {x.dtype}")
+
+    def _prepared(self) -> tuple[Tensor, Tensor]:
+        """Maps times inner phase, and the conjugate: [batch, y, coil, x] for lines, [batch, coil, y, x] for points."""
+        if self._lines not in self._ready:
+            maps = self.maps * _phases(self.maps, outer=False)
+            maps = maps if maps.ndim == 4 else maps[None]
+            maps = maps.movedim(-3, -2).contiguous() if self._lines else maps
+            self._ready[self._lines] = maps, maps.conj().resolve_conj()
+        return self._ready[self._lines]
+
+    def _coil_first(self) -> tuple[Tensor, Tensor]:
+        maps, conj = self._prepared()
+        return (maps.movedim(-3, -2), conj.movedim(-3, -2)) if self._lines else (maps, conj)
+
+    def _acquired(self) -> Tensor:
+        return self.mask if self.mask.ndim == 2 else self.mask[:, None]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        maps = self._coil_first()[0]
+        maps = maps if self._batched else maps[0]
+        kspace = torch.fft.fft2(maps * x.unsqueeze(-3), norm="ortho")
+        return torch.where(self._acquired(), kspace.mul_(self._phase), 0)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        conj = self._coil_first()[1]
+        conj = conj if self._batched else conj[0]
+        kspace = torch.where(self._acquired(), y, 0).mul_(self._phase.conj())
+        images: Tensor = torch.fft.ifft2(kspace, norm="ortho")
+        return images.mul_(conj).sum(-3)
+
+    def _normal(self, x: Tensor) -> Tensor:
+        maps, conj = self._prepared()
+        images = x.reshape(-1, *x.shape[-2:])
+        work = _normal_lines if self._lines else _normal_points
+        return work(images, maps, conj, self._weight).view(x.shape)
+
+
+def _normal_lines(images: Tensor, maps: Tensor, conj: Tensor, weight: Tensor) -> Tensor:
+    """A^H A for whole lines: images [n, y, x], maps [1 or n, y, coil, x], weight [1 or n, 1, 1, x]."""
+    n, height, width = images.shape
+    item = maps.shape[-2] * height * width
+    block, whole = _limits(images)
+    if n * item <= whole:
+        return _lines_block(images, maps, conj, weight)
+    result = torch.empty_like(images)
+    for items in _ranges(n, max(1, block // item)):
+        own_maps, own_conj, own_weight = _own(maps, items), _own(conj, items), _own(weight, items)
+        for rows in _ranges(height, max(1, height * block // item)):
+            part = _lines_block(images[items, rows], own_maps[:, rows], own_conj[:, rows], own_weight)
+            result[items, rows] = part
+    return result
+
+
+def _lines_block(images: Tensor, maps: Tensor, conj: Tensor, weight: Tensor) -> Tensor:
+    kspace = torch.fft.fft(maps * images.unsqueeze(-2)).mul_(weight)
+    result: Tensor = torch.fft.ifft(kspace).mul_(conj).sum(-2)
+    return result
+
+
+def _normal_points(images: Tensor, maps: Tensor, conj: Tensor, weight: Tensor) -> Tensor:
+    """A^H A for single points: images [n, y, x], maps [1 or n, coil, y, x], weight [1 or n, 1, y, x]."""
+    n, height, width = images.shape
+    n_coils = maps.shape[-3]
+    block, whole = _limits(images)
+    if n * n_coils * height * width <= whole:
+        return _points_block(images, maps, conj, weight)
+    result = torch.zeros_like(images)
+    for items in _ranges(n, max(1, block // (n_coils * height * width))):
+        own_maps, own_conj, own_weight = _own(maps, items), _own(conj, items), _own(weight, items)
+        for coils in _ranges(n_coils, max(1, block // (height * width))):
+            result[items] += _points_block(images[items], own_maps[:, coils], own_conj[:, coils], own_weight)
+    return result
+
+
+def _points_block(images: Tensor, maps: Tensor, conj: Tensor, weight: Tensor) -> Tensor:
+    kspace = torch.fft.fft2(maps * images.unsqueeze(-3)).mul_(weight)
+    result: Tensor = torch.fft.ifft2(kspace).mul_(conj).sum(-3)
+    return result
+
+
+def _limits(images: Tensor) -> tuple[int, int]:
+    """Complex numbers in one block, and in a problem small enough for a single call."""
+    if images.device.type != "cpu":
+        return _DEVICE_BLOCK, _DEVICE_BLOCK
+    threads = torch.get_num_threads()
+    return _BLOCK * threads, _WHOLE * threads
+
+
+def _ranges(size: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _own(x: Tensor, items: slice) -> Tensor:
+    """The entries of a batch axis that belong to ``items``; a batch axis of one serves all."""
+    return x if x.shape[0] == 1 else x[items]
+
+
+def _checked_mask(mask: Tensor, maps: Tensor) -> Tensor:
+    """``mask`` with a readout axis of 1 or y; ``ValueError`` when it does not belong to ``maps``."""
+    height, width = maps.shape[-2:]
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected bool, got {mask.dtype}")
+    if mask.ndim not in (1, 2, 3):
+        raise ValueError(f"mask: expected (x,), (y, x) or (batch, 1 or y, x), got shape {list(mask.shape)}")
+    mask = mask.detach().to(maps.device)
+    mask = mask[None] if mask.ndim == 1 else mask
+    if mask.shape[-1] != width or mask.shape[-2] not in (1, height):
+        raise ValueError(f"mask: shape {list(mask.shape)} does not fit images of {height} x {width} (y, x)")
+    if mask.ndim == 3 and maps.ndim == 4 and mask.shape[0] != maps.shape[0]:
+        raise ValueError(f"mask: batch of {mask.shape[0]}, maps: batch of {maps.shape[0]}")
+    return mask
+
+
+def _phases(maps: Tensor, *, outer: bool) -> Tensor:
+    """Phases [y, x] that turn the plain 2-D transform into the centred one, before (inner) or after it (outer)."""
+    axes = []
+    for n in maps.shape[-2:]:
+        half = n // 2
+        turns = torch.arange(n, dtype=torch.float64) * half  # in units of 1/n of a turn
+        turns = (turns - half * half if outer else turns) % n
+        phase = torch.polar(torch.ones(n, dtype=torch.float64), 2 * math.pi * turns / n)
+        if n % 2 == 0:
+            phase = phase.real.round() + 1j * phase.imag.round()  # exact signs
+        axes.append(phase)
+    return (axes[0][:, None] * axes[1]).to(device=maps.device, dtype=maps.dtype)
+
+
+class Coils(LinearOperator):
+    """x to s_c x; maps (coil, y, x): (..., y, x) to (..., coil, y, x). Batched maps: (batch, y, x) item by item."""
+
+    def __init__(self, maps: Tensor) -> None:
+        if maps.ndim not in (3, 4) or not maps.is_complex():
+            raise ValueError(f"maps: expected complex (coil, y, x) or (batch, coil, y, x), got {list(maps.shape)}")
+        self.maps: Tensor = maps.detach()
+        self.domain_shape, self.range_shape = (*maps.shape[:-3], *maps.shape[-2:]), tuple(maps.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return s_c x."""
+        check_shape(x, self.domain_shape, leading=self.maps.ndim == 3)
+        return self.maps * x.unsqueeze(-3)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return sum_c conj(s_c) y_c."""
+        check_shape(y, self.range_shape, leading=self.maps.ndim == 3)
+        return (self.maps.conj() * y).sum(-3)
+
+
+class Fourier(LinearOperator):
+    """Centred orthonormal 2-D Fourier transform of ``shape`` [..., y, x]; its normal is the identity."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        if len(shape) < 2:
+            raise ValueError(f"expected at least two axes, got shape {tuple(shape)}")
+        self.domain_shape = self.range_shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return F x."""
+        check_shape(x, self.domain_shape)
+        return fft2c(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return F^H y."""
+        check_shape(y, self.range_shape)
+        return ifft2c(y)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Return x."""
+        check_shape(x, self.domain_shape)
+        return x.clone()
+
+
+class Sampling(LinearOperator):
+    """Keeps the samples where ``mask`` (broadcast to ``shape`` [..., y, x]) is set, zero elsewhere; a projection."""
+
+    def __init__(self, mask: Tensor, shape: tuple[int, ...]) -> None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask: expected bool, got {mask.dtype}")
+        try:
+            fits = mask.expand(shape).shape == torch.Size(shape)
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"mask: shape {list(mask.shape)} does not broadcast to {list(shape)}")
+        self.mask: Tensor = mask.detach().clone()
+        self.domain_shape = self.range_shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return M x."""
+        check_shape(x, self.domain_shape)
+        return torch.where(self.mask, x, 0)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return M y."""
+        return self.forward(y)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Return M x."""
+        return self.forward(x)

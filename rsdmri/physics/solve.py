@@ -1,0 +1,90 @@
+"""Solvers of (N + shift I) x = b for self-adjoint positive N, each item of a batch on its own."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rsdmri.runtime import torch_generator
+
+
+def conjugate_gradient(
+    normal: Callable[[Tensor], Tensor],
+    rhs: Tensor,
+    *,
+    shift: float | Tensor = 0.0,
+    iterations: int = 30,
+    tolerance: float = 0.0,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Solve (N + shift I) x = rhs by conjugate gradients (Hestenes and Stiefel 1952), x [..., y, x] like ``rhs``.
+
+    The last two axes are one problem; items along the leading axes never influence each other. ``normal`` applies N,
+    self-adjoint and positive semi-definite; ``shift`` >= 0 is a number or one per item (the shape of the leading axes).
+    An item stops when its residual is zero or below ``tolerance`` times its right-hand side. ``start``: zero if omitted.
+    Raises ``ValueError`` for shapes that do not fit.
+    """
+    if rhs.ndim < 2:
+        raise ValueError(f"rhs: expected [..., y, x], got shape {list(rhs.shape)}")
+    if start is not None and start.shape != rhs.shape:
+        raise ValueError(f"start: expected shape {list(rhs.shape)}, got {list(start.shape)}")
+    if iterations < 0:
+        raise ValueError(f"iterations: expected 0 or more, got {iterations}")
+    if isinstance(shift, Tensor) and shift.ndim > 0:
+        if shift.shape != rhs.shape[:-2]:
+            raise ValueError(f"shift: expected one number or shape {list(rhs.shape[:-2])}, got {list(shift.shape)}")
+        shift = shift[..., None, None]
+
+    x = torch.zeros_like(rhs) if start is None else start
+    residual = rhs if start is None else rhs - normal(start) - shift * start
+    direction = residual
+    energy = _inner(residual, residual)
+    goal = tolerance**2 * _inner(rhs, rhs)
+    for _ in range(iterations):
+        active = energy > goal
+        if tolerance > 0 and not bool(active.any()):
+            break
+        image = normal(direction) + shift * direction
+        curvature = _inner(direction, image)
+        step = torch.where(active, _ratio(energy, curvature), 0)
+        x = x + step * direction
+        residual = residual - step * image
+        previous, energy = energy, _inner(residual, residual)
+        direction = residual + _ratio(energy, previous) * direction
+    return x.clone() if x is start else x
+
+
+def largest_eigenvalue(
+    normal: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    *,
+    iterations: int = 30,
+    dtype: torch.dtype = torch.complex64,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Largest eigenvalue of each item's N by power iteration from a fixed random start, real, shape ``shape[:-2]``.
+
+    ``normal`` applies N, self-adjoint and positive semi-definite, to ``shape`` [..., y, x]. The value approaches the
+    true one from below.
+    """
+    start = torch.randn(shape, dtype=dtype, generator=torch_generator("largest eigenvalue", *shape))
+    x = start.to(device)
+    value = torch.zeros_like(_inner(x, x))
+    for _ in range(iterations):
+        x = x * _ratio(torch.ones_like(value), _inner(x, x).sqrt())
+        image = normal(x)
+        value, x = _inner(x, image), image
+    return value[..., 0, 0]
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Real part of <a, b> over the last two axes, which are kept with size 1."""
+    if a.is_complex():
+        return (torch.view_as_real(a) * torch.view_as_real(b)).sum((-3, -2, -1), keepdim=True)[..., 0]
+    return (a * b).sum((-2, -1), keepdim=True)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is not positive (a finished or empty problem), with finite gradients."""
+    positive = b > 0
+    return torch.where(positive, a / torch.where(positive, b, 1), 0)

@@ -36,7 +36,7 @@ def fastmri_mask(family: str, width: int, *, acceleration: float, center_fractio
 def draw_mask(
     family: str, width: int, *, acceleration: float, center_fraction: float, key: tuple[object, ...]
 ) -> Tensor:
-    """A mask (x,) of ``family`` (see ``FAMILIES``), always the same for the same ``key``, for example (file, slice, seed).
+    """A mask (x,) of ``family`` (see ``FAMILIES``), always the same for the same ``key``, e.g. (file, slice, seed).
 
     ``acceleration`` is width over the expected number of lines, ``center_fraction`` the ACS lines over ``width``.
     Acceleration 1 gives a full mask. Raises ``InputError`` as :func:`check_acceleration` does.
@@ -170,10 +170,9 @@ def further_mask(
         raise ValueError(f"drop: expected 0 or more lines, got {drop}")
     outer = torch.ones(mask.shape[-2:] if mask.ndim > 1 else (1, *mask.shape), dtype=torch.bool, device=mask.device)
     height, width = outer.shape
-    rows, columns = (
-        (_center(height, min(acs, height)), _center(width, min(acs, width))) if isinstance(acs, int) else acs
-    )
-    outer[slice(None) if height == 1 else rows, columns] = False
+    if isinstance(acs, int):
+        acs = _center(height, min(acs, height)), _center(width, min(acs, width))
+    outer[slice(None) if height == 1 else acs[0], acs[1]] = False
 
     flat = mask.reshape(*mask.shape[:-2], -1)
     candidate = flat & outer.reshape(-1)

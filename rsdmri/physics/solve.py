@@ -21,7 +21,7 @@ def conjugate_gradient(
 
     The last two axes are one problem; items along the leading axes never influence each other. ``normal`` applies N,
     self-adjoint and positive semi-definite; ``shift`` >= 0 is a number or one per item (the shape of the leading axes).
-    An item stops when its residual is zero or below ``tolerance`` times its right-hand side. ``start``: zero by default.
+    An item stops when its residual is zero or below ``tolerance`` times its right-hand side. ``start`` is 0 if None.
     Raises ``ValueError`` for shapes that do not fit.
     """
     if rhs.ndim < 2:

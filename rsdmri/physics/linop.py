@@ -132,12 +132,13 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, apply: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.apply, ctx.adjoint = apply, adjoint
+        ctx.maps = (apply, adjoint)
         return apply(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return linear(grads[0], ctx.adjoint, ctx.apply), None, None
+        apply, adjoint = ctx.maps
+        return linear(grads[0], adjoint, apply), None, None
 
 
 def linear(x: Tensor, apply: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,0 +1,203 @@
+"""Configuration: one frozen tree of settings, from defaults, a TOML recipe and ``key=value`` overrides.
+
+Unknown keys are refused with the nearest name; the resolved tree is written into every run and checkpoint.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rsdmri.errors import InputError
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, non-finite numbers refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SimulateConfig(Section):
+    """Simulated scans, used when no data are given."""
+
+    scans: int = Field(48, ge=1)
+    slices: int = Field(8, ge=1)
+    size: int = Field(128, ge=32, le=1024, description="matrix size in pixels")
+    coils: int = Field(8, ge=1, le=128)
+    noise: float = Field(0.01, ge=0, description="noise per complex k-space sample over the image's 99th percentile")
+    contrast: Literal["mixed", "t1", "t2", "pd", "flair"] = "mixed"
+    seed: int = 0
+
+
+class DataConfig(Section):
+    """Where the scans are; ``path`` empty means simulated ones."""
+
+    path: str = ""
+    split: str = "train"
+    cache_gb: float = Field(4.0, ge=0, description="prepared slices kept in memory, in GB")
+
+
+class AcquisitionConfig(Section):
+    """How fully sampled files are undersampled; prospectively undersampled files keep their own mask."""
+
+    acceleration: float = Field(4.0, ge=1)
+    mask: Literal["random", "variable-density", "equispaced_fraction"] = "random"
+    center_fraction: float | None = Field(None, gt=0, lt=1, description="ACS share; empty: 0.32/R, at least 8 lines")
+    further_drop: int | None = Field(None, ge=1, description="lines that the further mask drops; empty: about W/R/(R+1)")
+
+
+class NetworkConfig(Section):
+    """The backbone and how the denoiser wraps it."""
+
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    blocks: int = Field(1, ge=1)
+    attention: bool = True
+    dropout: float = Field(0.0, ge=0, lt=1)
+    preconditioning: Literal["operator", "published"] = "operator"
+    cg_iterations: int = Field(6, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if not self.channels or min(self.channels) < 8:
+            raise ValueError("channels must name at least one level of 8 or more channels")
+        return self
+
+
+class TeacherConfig(Section):
+    """Phase I: the ambient diffusion teacher."""
+
+    steps: int = Field(20_000, ge=1)
+    batch: int = Field(16, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    decay_from: float = Field(0.7, ge=0, le=1, description="share of the run after which the rate falls to 2 %")
+    clip: float = Field(1.0, gt=0, description="gradient norm")
+    ema_images: float = Field(50_000, ge=0, description="half-life of the average, at most 5 % of the images so far")
+    sigma_mean: float = -1.2
+    sigma_std: float = Field(1.2, gt=0)
+    share: float = Field(0.55, gt=0, lt=1, description="share of the time budget that the teacher gets")
+
+
+class PriorConfig(Section):
+    """Phase II: distillation into the one-step generator."""
+
+    steps: int = Field(10_000, ge=1)
+    batch: int = Field(16, ge=1)
+    objective: Literal["sid", "dmd", "sds"] = "sid"
+    alpha: float = 1.2
+    t_max: float = Field(0.8, gt=0, le=1)
+    sigma_init: float = Field(2.5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0, description="generator")
+    fake_learning_rate: float = Field(2e-5, gt=0, description="fake score")
+    loss_scale: float = Field(100.0, gt=0)
+    clip: float = Field(1.0, gt=0, description="gradient norm of the fake score")
+    decay_from: float = Field(0.8, ge=0, le=1)
+    ema_images: float = Field(20_000, ge=0)
+
+
+class Config(Section):
+    """Everything that determines a run."""
+
+    seed: int = 0
+    steps: int | None = Field(None, ge=1, description="optimiser steps of each stage, over the stages' own")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    workers: int = Field(0, ge=0, description="threads that each take a share of the batch on a CPU; 0: automatic")
+    data: DataConfig = DataConfig()
+    simulate: SimulateConfig = SimulateConfig()
+    acquisition: AcquisitionConfig = AcquisitionConfig()
+    network: NetworkConfig = NetworkConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    prior: PriorConfig = PriorConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary without the empty settings."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        """The resolved configuration as TOML."""
+        return tomli_w.dumps(self.to_dict())
+
+    def to_json(self) -> str:
+        """The resolved configuration as one line of JSON."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+
+def load_config(recipe: str | os.PathLike[str] | None = None, overrides: list[str] | None = None) -> Config:
+    """Build the configuration from defaults, then ``recipe`` (TOML), then ``overrides`` (``a.b=value``).
+
+    Errors:
+        InputError: a file that cannot be read, an unknown key (the nearest name is offered), a value out of range.
+    """
+    tree: dict[str, Any] = {}
+    if recipe is not None:
+        tree = _read_toml(Path(recipe))
+        _check(tree, str(recipe))
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {override}: expected key=value, for example --set teacher.batch=8")
+        _insert(tree, key.strip().split("."), _parse_value(text.strip()), override)
+        _check(tree, f"--set {override}")
+    return _check(tree, str(recipe or "configuration"))
+
+
+def config_from_dict(tree: dict[str, Any], source: str) -> Config:
+    """Build the configuration stored in ``source``; `InputError` names it if the tree does not fit."""
+    return _check(tree, source)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > 1_000_000:
+            raise InputError(f"{path}: larger than 1 MB, so not a recipe; give a TOML recipe")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe; see the recipes folder for examples") from None
+    except OSError as error:
+        raise InputError(f"{path}: the recipe cannot be read ({error.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not valid TOML ({reason}); correct that line") from None
+
+
+def _parse_value(text: str) -> Any:
+    """Read ``text`` as a TOML value, else as a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _insert(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"--set {override}: {key} is a value, not a section")
+    tree[keys[-1]] = value
+
+
+def _check(tree: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, _all_keys(Config), n=1, cutoff=0.0)
+            raise InputError(f"{source}: unknown key {key!r}; did you mean {near[0]!r}?") from None
+        raise InputError(f"{source}: {key}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+    return keys

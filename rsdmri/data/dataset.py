@@ -1,0 +1,210 @@
+"""Training data: acquired samples of undersampled slices, and nothing else.
+
+The mask of a fully sampled file is drawn once per (file, slice) from a stored seed and never changes; what it leaves out
+is never read (`read_acquired`). Coil maps and scale come from the acquired centre alone. Batches depend on
+(seed, step) only, so that a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsdmri.data.fastmri import ScanShape, read_acquired, scan_shape
+from rsdmri.data.manifest import ManifestEntry
+from rsdmri.errors import InputError
+from rsdmri.physics import masks
+from rsdmri.physics.noise import NoiseEstimate, combine_estimates, estimate_covariance
+from rsdmri.physics.prepare import PreparedSlice, prepare_slice
+from rsdmri.runtime import numpy_generator
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class MaskLaw:
+    """How fully sampled slices are undersampled.
+
+    Attributes:
+        family: see `rsdmri.physics.masks`.
+        acceleration: nominal R.
+        center_fraction: share of the lines in the ACS; None: 0.32/R, but at least 8 lines where that leaves half of
+            the acquired lines for the rest.
+        further_drop: lines that the further mask drops; None: about W/R - W/(R+1).
+        seed: of the masks.
+    """
+
+    family: str = "random"
+    acceleration: float = 4.0
+    center_fraction: float | None = None
+    further_drop: int | None = None
+    seed: int = 0
+
+    def fraction(self, width: int) -> float:
+        """ACS share at matrix width ``width``."""
+        if self.center_fraction is not None:
+            return self.center_fraction
+        lines = max(round(0.32 * width / self.acceleration), min(8, int(width / self.acceleration) // 2))
+        return lines / width
+
+    def draw(self, width: int, file: str, index: int) -> Tensor:
+        """Mask of slice ``index`` of the file called ``file``, bool ``(1, x)``."""
+        if self.acceleration == 1:
+            return torch.ones(1, width, dtype=torch.bool)
+        return masks.draw_mask(
+            self.family,
+            width,
+            acceleration=self.acceleration,
+            center_fraction=self.fraction(width),
+            key=("mask", self.seed, file, index),
+        ).reshape(1, width)
+
+    def inclusion(self, width: int) -> Tensor:
+        """Probability that each line is acquired, ``(x,)``."""
+        if self.acceleration == 1:
+            return torch.ones(width)
+        return masks.inclusion(self.family, width, acceleration=self.acceleration, center_fraction=self.fraction(width))
+
+
+@dataclass(frozen=True)
+class SliceRef:
+    """One slice of one file: the file's shape, the slice's index and its fixed mask, bool ``(1 or y, x)``."""
+
+    file: ScanShape
+    path: Path
+    index: int
+    mask: Tensor
+
+
+class TrainingSlices:
+    """Prepared slices of a set of scans, grouped by (coils, y, x).
+
+    Args:
+        entries: scans of the training split.
+        law: masks of fully sampled files; prospectively undersampled files keep theirs.
+        cache_bytes: prepared slices kept in memory.
+    """
+
+    def __init__(self, entries: Sequence[ManifestEntry], law: MaskLaw, cache_bytes: float = 4e9):
+        if not entries:
+            raise InputError("no scans to train on; check the manifest's split column or give another --data")
+        self.law = law
+        self.slices: list[SliceRef] = []
+        self.buckets: OrderedDict[Shape, list[int]] = OrderedDict()
+        for entry in entries:
+            self._add(entry.path)
+        self._noise: dict[Path, NoiseEstimate] = {}
+        self._cache: OrderedDict[int, PreparedSlice] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._cached = 0.0
+        self._check_coverage()
+
+    def _add(self, path: Path) -> None:
+        shape = scan_shape(path)
+        if not shape.prospective:
+            masks.check_acceleration(shape.x, self.law.acceleration, self.law.fraction(shape.x))
+        for index in range(shape.slices):
+            mask = shape.mask if shape.prospective else self.law.draw(shape.x, path.name, index)
+            mask = torch.as_tensor(np.asarray(mask)).reshape(-1, shape.x)
+            if shape.absent is not None:
+                mask = mask & ~torch.as_tensor(shape.absent)
+            self.buckets.setdefault((shape.coils, shape.y, shape.x), []).append(len(self.slices))
+            self.slices.append(SliceRef(shape, path, index, mask))
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, item: int) -> PreparedSlice:
+        """Prepared slice ``item``, from memory when it is there."""
+        if item in self._cache:
+            self._cache.move_to_end(item)
+            return self._cache[item]
+        ref = self.slices[item]
+        prepared = prepare_slice(
+            torch.from_numpy(read_acquired(ref.path, ref.index, ref.mask.numpy())),
+            ref.mask,
+            noise=self.noise_of(ref.path),
+        )
+        size = 8.0 * (prepared.kspace.numel() + prepared.maps.numel())
+        if self._cached + size <= self._cache_bytes:
+            self._cache[item] = prepared
+            self._cached += size
+        return prepared
+
+    def noise_of(self, path: Path) -> NoiseEstimate:
+        """Noise covariance of a scan, from the acquired samples of all of its slices."""
+        if path not in self._noise:
+            found = []
+            for ref in (ref for ref in self.slices if ref.path == path):
+                kspace = torch.from_numpy(read_acquired(path, ref.index, ref.mask.numpy()))
+                found.append(estimate_covariance(kspace[None], ref.mask))
+            self._noise[path] = combine_estimates(found)
+        return self._noise[path]
+
+    def prepare(self, advance: Callable[[], None] = lambda: None) -> None:
+        """Prepare every slice once, so that damaged files are found before training; ``advance`` after each."""
+        for item in range(len(self)):
+            self[item]
+            advance()
+
+    def draw_items(self, batch: int, *key: object) -> list[int]:
+        """Slices of one batch, all of one shape, determined by ``key``; without repeats where there are enough."""
+        rng = numpy_generator("batch", *key)
+        groups = list(self.buckets.values())
+        weights = np.array([len(group) for group in groups], dtype=float)
+        group = groups[rng.choice(len(groups), p=weights / weights.sum())]
+        return [group[i] for i in rng.choice(len(group), batch, replace=len(group) < batch)]
+
+    def sigma_data(self, most: int = 256) -> float:
+        """Standard deviation of the images per real channel, from acquired samples and sampling density.
+
+        sd^2 = mean over slices of (1 / 2 pixels) sum_k |y_k|^2 / P(k acquired), less the noise.
+        """
+        items = np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)
+        powers = []
+        for item in sorted(set(items.tolist())):
+            ref, prepared = self.slices[item], self[item]
+            density = self._density(ref).clamp_min(1e-6)
+            support = prepared.maps.abs().square().sum(0)
+            samples = prepared.kspace.abs().square().sum(0)
+            noise = prepared.sigma_y**2 * prepared.kspace.shape[0]
+            lines = torch.where(prepared.mask, (samples - noise) / density, 0)
+            powers.append(float(lines.sum() / (2 * support.numel())))
+        return float(np.sqrt(max(np.mean(powers), 1e-8)))
+
+    def coverage(self) -> dict[int, Tensor]:
+        """For each matrix width: how many slices acquired each line, ``(x,)``."""
+        counts: dict[int, Tensor] = {}
+        for ref in self.slices:
+            seen = ref.mask.any(dim=0).long()
+            counts[ref.file.x] = counts.get(ref.file.x, torch.zeros_like(seen)) + seen
+        return counts
+
+    def _density(self, ref: SliceRef) -> Tensor:
+        if not ref.file.prospective:
+            return self.law.inclusion(ref.file.x)
+        same = [other.mask for other in self.slices if other.mask.shape == ref.mask.shape and other.file.prospective]
+        return torch.stack(same).float().mean(dim=0)
+
+    def _check_coverage(self) -> None:
+        for width, counts in self.coverage().items():
+            absent = [ref.file.absent for ref in self.slices if ref.file.x == width and ref.file.absent is not None]
+            needed = ~torch.as_tensor(np.logical_and.reduce(absent)) if absent else torch.ones(width, dtype=torch.bool)
+            drawn = any(ref.file.x == width and not ref.file.prospective for ref in self.slices)
+            if drawn and not bool((self.law.inclusion(width)[needed] > 0).all()):
+                raise InputError(f"masks of the family {self.law.family} never acquire some lines; use random")
+            missing = int((counts[needed] == 0).sum())
+            if missing and not drawn:
+                raise InputError(
+                    f"{missing} of {width} phase-encode lines are acquired in no training scan (all share too similar a "
+                    "mask), so nothing can learn them; add scans with other masks"
+                )
+
+
+def family_is_identifiable(family: str) -> bool:
+    """Whether every line can be acquired given any further mask: false for regular grids, whose offset shows."""
+    return family != "equispaced_fraction"

@@ -1,0 +1,130 @@
+"""The denoiser: from a masked noisy image u = A~^H A~ x_s to an estimate of x.
+
+The network sees an image and the mask; this module wraps it so that its inputs and outputs have unit size at every
+noise level, and is the one place where complex images become two real channels.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rsdmri.physics.fourier import from_channels, to_channels
+from rsdmri.physics.linop import linear
+from rsdmri.physics.sense import Sense
+from rsdmri.physics.solve import conjugate_gradient
+
+Preconditioning = Literal["operator", "published"]
+
+
+def ridge_inverse(u: Tensor, operator: Sense, shift: Tensor, iterations: int) -> Tensor:
+    """Return r = (A^H A + shift)^-1 u by a few conjugate-gradient steps, per item, with the implicit gradient.
+
+    The matrix is Hermitian, so the adjoint of the inverse is the inverse itself: the backward pass solves once more
+    instead of recording the iterations.
+
+    Args:
+        u: complex64 ``(batch, y, x)``.
+        operator: A, batched like ``u``.
+        shift: positive, ``(batch,)``.
+        iterations: conjugate-gradient steps.
+    """
+
+    def solve(rhs: Tensor) -> Tensor:
+        return conjugate_gradient(operator.normal, rhs, shift=shift, iterations=iterations)
+
+    return linear(u, solve, solve)
+
+
+class Denoiser(nn.Module):
+    """D(u, M~, sigma): estimate of the clean image from u = A~^H A~ (x + sigma e).
+
+    ``published`` (Karras et al. 2022, used by Daras et al. 2023 and the RSD paper):
+        D = c_skip u + c_out F(c_in u, M~, c_noise), c_skip = sd^2/(s^2+sd^2), c_out = s sd/sqrt(s^2+sd^2),
+        c_in = 1/sqrt(s^2+sd^2), c_noise = ln(s)/4.
+    ``operator``: lines missing from M~ carry no input, so the skip path inverts the known operator instead:
+        lambda = s^2/sd^2, r = (A~^H A~ + lambda)^-1 u, D = r + sd F((1+lambda) r / sqrt(s^2+sd^2), M~, c_noise),
+        which has the published skip path where A~ is the identity.
+
+    Args:
+        network: maps channels (real, imaginary, mask) and c_noise to (real, imaginary).
+        sigma_data: standard deviation sd of the images per real channel.
+        preconditioning: which of the two forms.
+        iterations: conjugate-gradient steps of the ``operator`` form.
+        autocast: run the network (never the physics) in bfloat16.
+    """
+
+    sigma_data: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float,
+        preconditioning: Preconditioning = "operator",
+        iterations: int = 6,
+        autocast: bool = False,
+    ):
+        super().__init__()
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        self.network = network
+        self.preconditioning = preconditioning
+        self.iterations = iterations
+        self.autocast = autocast
+        self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
+
+    def forward(self, u: Tensor, operator: Sense, sigma: Tensor) -> Tensor:
+        """Return the estimate, complex64 ``(batch, y, x)``.
+
+        Args:
+            u: A~^H A~ x_s, complex64 ``(batch, y, x)``.
+            operator: A~, batched like ``u``.
+            sigma: noise level per item, ``(batch,)``.
+        """
+        data = self.sigma_data
+        total = torch.sqrt(sigma**2 + data**2)
+        if self.preconditioning == "published":
+            base, inputs, outer = _scaled(u, (data / total) ** 2), _scaled(u, 1 / total), sigma * data / total
+        else:
+            ratio = (sigma / data) ** 2
+            base = ridge_inverse(u, operator, ratio, self.iterations)
+            inputs, outer = _scaled(base, (1 + ratio) / total), data.expand_as(sigma)
+        return base + _scaled(self._network(inputs, operator.mask, sigma), outer)
+
+    def _network(self, image: Tensor, mask: Tensor, sigma: Tensor) -> Tensor:
+        channels = to_channels(image)
+        plane = mask.to(channels.dtype).reshape(-1, 1, *mask.shape[-2:]).expand(image.shape[0], 1, *image.shape[-2:])
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
+            out = self.network(torch.cat([channels, plane], dim=1), sigma.log() / 4)
+        return from_channels(out.float())
+
+
+class GaussianDenoiser(nn.Module):
+    """Exact E[x | u, M~] for x ~ N(0, C) (circular complex, C per real channel): the reference in closed form.
+
+    With B = A~^H A~ and u = B (x + sigma e): D = C B (B (C + sigma^2) B)^+ u. Dense, for small images only.
+
+    Args:
+        covariance: complex Hermitian ``(pixels, pixels)``.
+    """
+
+    def __init__(self, covariance: Tensor):
+        super().__init__()
+        self.covariance = covariance
+
+    def forward(self, u: Tensor, operator: Sense, sigma: Tensor) -> Tensor:
+        """Return the posterior mean for ``u`` ``(batch, y, x)`` and ``sigma`` ``(batch,)``."""
+        batch, height, width = u.shape
+        pixels = height * width
+        basis = torch.eye(pixels, dtype=u.dtype, device=u.device).reshape(pixels, 1, height, width)
+        columns = torch.stack([operator.normal(e.expand(batch, -1, -1)) for e in basis], dim=-1)
+        normal = columns.reshape(batch, pixels, pixels)
+        identity = torch.eye(pixels, dtype=u.dtype, device=u.device)
+        noisy = self.covariance + (sigma**2)[:, None, None] * identity
+        gain = self.covariance @ normal @ torch.linalg.pinv(normal @ noisy @ normal, hermitian=True, rtol=1e-9)
+        return (gain @ u.reshape(batch, pixels, 1)).reshape(u.shape)
+
+
+def _scaled(image: Tensor, factor: Tensor) -> Tensor:
+    """Multiply each image ``(batch, y, x)`` by its own number ``(batch,)``."""
+    return image * factor[:, None, None]

@@ -1,0 +1,67 @@
+"""Samplers: from noise to an image by the probability-flow ODE dx/ds = (x - D(x, s)) / s.
+
+Each takes ``denoise(x_s, sigma)`` with sigma ``(batch,)`` and treats every item of the batch on its own.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.schedule import SIGMA_MAX, karras_ladder
+from rsdmri.physics.sense import Sense
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+OnStep = Callable[[int, Tensor], None]
+
+
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = None) -> Tensor:
+    """First-order steps along ``sigmas`` (decreasing, ``(steps + 1,)``); ``x`` is at ``sigmas[0]``."""
+    for index, (now, after) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+        x = x + (after - now) * _slope(denoise, x, now)
+        if on_step is not None:
+            on_step(index, x)
+    return x
+
+
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = None) -> Tensor:
+    """Second-order steps (Karras et al. 2022, algorithm 1); a final step to 0 stays first order.
+
+    ``steps`` steps need ``2 steps - 1`` evaluations when the last level is 0, else ``2 steps``.
+    """
+    for index, (now, after) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+        slope = _slope(denoise, x, now)
+        ahead = x + (after - now) * slope
+        if after > 0:
+            slope = (slope + _slope(denoise, ahead, after)) / 2
+            ahead = x + (after - now) * slope
+        x = ahead
+        if on_step is not None:
+            on_step(index, x)
+    return x
+
+
+def sample_teacher(
+    denoiser: Denoiser, operator: Sense, noise: Tensor, steps: int = 18, on_step: OnStep | None = None
+) -> Tensor:
+    """Draw images from the teacher: Heun on x_s with D(A~^H A~ x_s, M~, s), fixed (maps, M~) per item.
+
+    Args:
+        denoiser: the teacher.
+        operator: A~, batched.
+        noise: standard complex noise ``(batch, y, x)``, see `complex_noise`.
+        steps: Heun steps; ``2 steps - 1`` network evaluations.
+        on_step: called with the step's index and state.
+    """
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return denoiser(operator.normal(x), operator, sigma)
+
+    with torch.no_grad():
+        return heun(denoise, SIGMA_MAX * noise, karras_ladder(steps), on_step)
+
+
+def _slope(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
+    level = torch.full((x.shape[0],), sigma, dtype=x.real.dtype, device=x.device)
+    return (x - denoise(x, level)) / sigma

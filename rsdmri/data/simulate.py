@@ -1,0 +1,330 @@
+"""Simulated multicoil scans: a warped head, a contrast, coils, phase and noise. No measurement is copied.
+
+`simulate_scan` makes one scan (one subject, its slices belong together); `write_simulated` fills a folder with
+fastMRI-shaped files and a manifest. Everything follows from ``(seed, subject_seed)`` and the settings.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rsdmri.data.anatomy import TISSUES, draw_head, smooth_field
+from rsdmri.data.fastmri_write import write_scan
+from rsdmri.data.manifest import ManifestEntry, file_sha256, write_manifest
+from rsdmri.data.scan import Header
+from rsdmri.errors import InputError
+from rsdmri.files import output_directory
+from rsdmri.runtime import numpy_generator
+
+CONTRASTS = ("T1w", "T2w", "PDw", "FLAIR")
+
+# T1 ms, T2 ms, relative proton density at 3 T. White and grey matter: Wansapura et al. 1999 (JMRI 9:531); muscle:
+# Stanisz et al. 2005 (MRM 54:507); fat: Gold et al. 2004 (AJR 183:343); fluid, marrow, bone and skin: rounded from
+# reviews, bone being nearly silent at these echo times.
+_RELAXATION = {
+    "white": (832.0, 79.6, 0.69),
+    "grey": (1331.0, 110.0, 0.84),
+    "fluid": (4000.0, 1900.0, 1.00),
+    "bone": (400.0, 6.0, 0.15),
+    "marrow": (380.0, 70.0, 0.45),
+    "fat": (371.0, 133.0, 0.90),
+    "muscle": (1412.0, 50.0, 0.75),
+    "skin": (1100.0, 35.0, 0.70),
+}
+# Power of the template's own T1-weighted detail in each contrast.
+_DETAIL_POWER = {"T1w": 0.8, "T2w": -0.8, "PDw": -0.3, "FLAIR": -0.5}
+_VERSION = 1  # raise when the same settings give other scans: older files are then made again
+
+
+@dataclass(frozen=True)
+class SimulatedScan:
+    """One simulated scan and the truth behind it; S slices, C coils, n = size.
+
+    ``kspace = fft2c(maps * image) + noise`` holds exactly up to rounding, in the file's arbitrary units.
+    """
+
+    kspace: np.ndarray
+    """(S, C, n, n) complex64, fully sampled, noisy."""
+    target: np.ndarray
+    """(S, n, n) float32: root sum of squares over coils of the noisy full data, fastMRI's ``reconstruction_rss``."""
+    image: np.ndarray
+    """(S, n, n) complex64, noise-free."""
+    maps: np.ndarray
+    """(S, C, n, n) complex64, sum over coils of |s|^2 = 1 everywhere, outside the head too."""
+    noise_covariance: np.ndarray
+    """(C, C) complex128 covariance E[n n^H] of one k-space sample, in the units of ``kspace``."""
+    contrast: str
+    fov_mm: float
+    scale: float
+    """Units: the 99th percentile of |image| over the scan."""
+
+
+def simulate_scan(
+    subject_seed: int,
+    *,
+    slices: int = 8,
+    size: int = 128,
+    coils: int = 8,
+    noise: float = 0.01,
+    contrast: str = "mixed",
+    seed: int = 0,
+) -> SimulatedScan:
+    """Simulate one subject's scan.
+
+    Args:
+        subject_seed: which subject; another number is another head, contrast and coil array.
+        slices: axial slices over the middle of the brain.
+        size: image side in pixels, odd or even.
+        coils: receive coils.
+        noise: standard deviation of a complex k-space sample, sqrt(E|n|^2) averaged over coils, where the 99th
+            percentile of the noise-free image magnitude over the scan is 1 (k-space orthonormal, so the same holds
+            per pixel of a coil image). Coils are correlated.
+        contrast: one of `CONTRASTS`, or ``mixed``: each once in every four subjects.
+        seed: which population.
+
+    Raises:
+        InputError: a setting out of range.
+    """
+    _check(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast)
+    key = ("simulate", seed, subject_seed)
+    head = draw_head(numpy_generator(*key, "head"), slices=slices, size=size)
+    if contrast == "mixed":  # every four subjects in a row hold each contrast once
+        shuffled = numpy_generator("simulate", seed, "contrasts", subject_seed // 4).permutation(CONTRASTS)
+        contrast = str(shuffled[subject_seed % 4])
+    signal = _draw_signal(numpy_generator(*key, "contrast"), contrast)
+    magnitude = np.empty((slices, size, size), np.float32)
+    for index, rendered in enumerate(head.slices):
+        fine = np.tensordot(signal, rendered.fractions, 1) * rendered.detail ** _DETAIL_POWER[contrast]
+        step = len(fine) // size
+        magnitude[index] = fine.reshape(size, step, size, step).mean((1, 3))
+
+    line = (np.arange(size) - size // 2) / size  # field of view is [-1/2, 1/2)
+    height = head.heights / head.fov_mm
+    maps, shading = _coil_maps(numpy_generator(*key, "coils"), coils, height, line)
+    image = _phase(numpy_generator(*key, "phase"), height, line) * (magnitude * shading)
+    scale = float(10.0 ** numpy_generator(*key, "scale").uniform(-6, -3))
+    image = (image * (scale / np.percentile(np.abs(image), 99))).astype(np.complex64)
+
+    kspace = _fft2c(maps * image[:, None])
+    covariance = _noise_covariance(numpy_generator(*key, "covariance"), coils) * (noise * scale) ** 2
+    if noise > 0:
+        kspace += _noise(numpy_generator(*key, "noise"), covariance, kspace.shape)
+    target = np.sqrt((np.abs(_fft2c(kspace, inverse=True)) ** 2).sum(1))
+    return SimulatedScan(kspace, target, image, maps, covariance, contrast, head.fov_mm, scale)
+
+
+def write_simulated(
+    out: str | os.PathLike[str],
+    *,
+    scans: int = 10,
+    slices: int = 8,
+    size: int = 128,
+    coils: int = 8,
+    noise: float = 0.01,
+    contrast: str = "mixed",
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write ``scans`` subjects as ``simNNNNN.h5`` with a ``manifest.tsv`` to the folder ``out``; return the manifest.
+
+    Splits are by subject, about 80/10/10, with at least one scan in each from three scans on. Files that an earlier
+    call with the same settings finished are kept, so an interrupted call goes on where it stopped; others are
+    replaced. The manifest is written last. ``progress(done, scans)`` is called after every scan. Other arguments: see
+    `simulate_scan`.
+
+    Raises:
+        InputError: a setting out of range, a folder that cannot be written.
+    """
+    if not 1 <= scans <= 99_999:
+        raise InputError(f"--scans {scans}: must be between 1 and 99999")
+    _check(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast)
+    folder = output_directory(out)
+    settings = {"slices": slices, "size": size, "coils": coils, "noise": noise, "contrast": contrast, "seed": seed}
+    entries = []
+    for subject in range(scans):
+        path = folder / f"sim{subject:05d}.h5"
+        stamp = json.dumps({**settings, "subject": subject, "version": _VERSION}, sort_keys=True)
+        made = _finished_contrast(path, stamp)
+        if made is None:
+            made = _write_one(path, subject, stamp, settings)
+        entries.append(
+            ManifestEntry(
+                path=path,
+                sha256=file_sha256(path),
+                split=_split(subject, scans),
+                subject=f"sim-{seed}-{subject:05d}",
+                anatomy="head",
+                contrast=made,
+                coils=str(coils),
+                matrix=f"{size}x{size}",
+                licence="ICBM152 (McConnell Brain Imaging Centre, MNI; free use with notice)",
+            )
+        )
+        if progress is not None:
+            progress(subject + 1, scans)
+    write_manifest(folder / "manifest.tsv", entries)
+    return folder / "manifest.tsv"
+
+
+def _write_one(path: Path, subject: int, stamp: str, settings: Mapping[str, object]) -> str:
+    """Simulate and write one subject; return its contrast."""
+    scan = simulate_scan(subject, **settings)  # type: ignore[arg-type]
+    size = scan.image.shape[-1]
+    pseudonym = hashlib.sha256(f"rsdmri-simulated {stamp}".encode()).hexdigest()
+    write_scan(
+        path,
+        scan.kspace,
+        target=scan.target,
+        header=Header((size, size, 1), (size, size, 1), (scan.fov_mm, scan.fov_mm, 5.0), (0, size)),
+        attrs={
+            "acquisition": {"T1w": "AXT1", "T2w": "AXT2", "PDw": "AXPD", "FLAIR": "AXFLAIR"}[scan.contrast],
+            "max": float(scan.target.max()),
+            "norm": float(np.linalg.norm(scan.target)),
+            "patient_id": pseudonym,
+            "rsdmri_simulated": stamp,
+            "rsdmri_contrast": scan.contrast,
+        },
+    )
+    return scan.contrast
+
+
+def _finished_contrast(path: Path, stamp: str) -> str | None:
+    """Contrast of a file that was made with the same settings, None if there is no such file."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            contrast = file.attrs["rsdmri_contrast"] if file.attrs["rsdmri_simulated"] == stamp else None
+    except (OSError, KeyError, RuntimeError):
+        return None
+    return str(contrast) if contrast in CONTRASTS else None
+
+
+def _split(subject: int, scans: int) -> str:
+    """Of every ten subjects the ninth is for validation and the tenth for tests; of three to nine the last two."""
+    place = subject % 10 if scans >= 10 else subject + 10 - scans if scans >= 3 else 0
+    return {8: "val", 9: "test"}.get(place, "train")
+
+
+def _check(*, slices: int, size: int, coils: int, noise: float, contrast: str) -> None:
+    for name, value, low, high in (("slices", slices, 1, 512), ("size", size, 16, 512), ("coils", coils, 1, 128)):
+        if not low <= value <= high:
+            raise InputError(f"--{name} {value}: must be between {low} and {high}")
+    if not 0 <= noise <= 10:
+        raise InputError(f"--noise {noise}: must be between 0 and 10 (1 is the brightest tissue)")
+    if contrast not in ("mixed", *CONTRASTS):
+        raise InputError(f"--contrast {contrast}: must be one of mixed, {', '.join(CONTRASTS)}")
+
+
+def _draw_signal(generator: np.random.Generator, contrast: str) -> np.ndarray:
+    """Signal of each tissue, (tissue,) float32, for one draw of relaxation and sequence times.
+
+    T2w, PDw, half of T1w, spin echo: PD (1 - e^(-TR/T1)) e^(-TE/T2). FLAIR and the other half of T1w, inversion
+    recovery: PD |1 - 2 e^(-TI/T1) + e^(-TR/T1)| e^(-TE/T2), with TI at the null of fluid for FLAIR.
+    Relaxation times vary by 4 % and densities by 2 % about the literature; fat is partly suppressed.
+    """
+    t1, t2, density = np.array([_RELAXATION[tissue] for tissue in TISSUES]).T
+    t1 = t1 * np.exp(generator.normal(0, 0.04, len(TISSUES)))
+    t2 = t2 * np.exp(generator.normal(0, 0.04, len(TISSUES)))
+    density = density * np.exp(generator.normal(0, 0.02, len(TISSUES)))
+    fat, u, v, w = generator.uniform(size=4)
+    inversion = None
+    match contrast:
+        case "T1w" if w < 0.5:
+            repetition, echo = 350 + 250 * u, 8 + 7 * v
+        case "T1w":
+            repetition, echo, inversion = 1900 + 600 * u, 2.5 + 2 * v, 700 + 400 * w
+        case "T2w":
+            repetition, echo = 3500 + 2500 * u, 80 + 35 * v
+        case "PDw":
+            repetition, echo = 2500 + 1500 * u, 14 + 12 * v
+        case _:
+            repetition, echo = 8000 + 2000 * u, 90 + 40 * v
+            fluid = t1[TISSUES.index("fluid")]
+            inversion = fluid * (np.log(2) - np.log1p(np.exp(-repetition / fluid))) * (0.94 + 0.06 * w)
+    recovery = 1 - np.exp(-repetition / t1)
+    if inversion is not None:
+        recovery = np.abs(recovery + 2 * (np.exp(-repetition / t1) - np.exp(-inversion / t1)))
+    signal = density * recovery * np.exp(-echo / t2)
+    for fatty in ("fat", "marrow"):
+        signal[TISSUES.index(fatty)] *= 0.2 + 0.5 * fat
+    return signal.astype(np.float32)
+
+
+def _coil_maps(
+    generator: np.random.Generator, coils: int, height: np.ndarray, line: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Birdcage-like maps (slice, coil, y, x) with unit sum of squares, and the shading they and the transmitter leave.
+
+    Coils sit around the head on an ellipse, alternately high and low, each turned, shifted and phased at random.
+    A loop's sensitivity falls as (1 + d^2 / a^2)^(-3/2) and its phase follows the direction to a point behind the loop.
+    """
+    angle = 2 * np.pi * (np.arange(coils) + generator.uniform(-0.15, 0.15, coils)) / coils
+    angle += generator.uniform(0, 2 * np.pi)
+    radius = generator.uniform(0.52, 0.60) * (1 + generator.uniform(-0.06, 0.06, coils))
+    centre_x, centre_y = 0.88 * radius * np.cos(angle), radius * np.sin(angle)
+    centre_z = 0.12 * (-1.0) ** np.arange(coils) + generator.uniform(-0.05, 0.05, coils) + 0.1
+    loop = generator.uniform(0.22, 0.38, coils)
+    offset = generator.uniform(0, 2 * np.pi, coils)
+
+    column = (slice(None), None, None)
+    dx, dy = line[None, None, :] - centre_x[column], line[None, :, None] - centre_y[column]
+    dz = height[:, None] - centre_z
+    squared = (dx**2 + dy**2)[None] + (dz**2)[..., None, None]
+    strength = (1 + squared / loop[:, None, None] ** 2) ** -1.5
+    cosine, sine = np.cos(angle)[column], np.sin(angle)[column]
+    inward, along = -cosine * dx - sine * dy, cosine * dy - sine * dx
+    turn = np.exp(1j * (np.arctan2(along, inward + 0.3) + offset[column]))  # the 0.3 keeps the vortex out of view
+    raw = strength * turn[None]
+    total = np.sqrt((np.abs(raw) ** 2).sum(1))
+    maps = (raw / total[:, None]).astype(np.complex64)
+    receive = (total / total.mean()) ** generator.uniform(0.3, 0.7)
+    unit = (np.clip(height + 0.5, 0, 1), line + 0.5, line + 0.5)
+    transmit = np.exp(0.08 * smooth_field(generator, unit, 4))
+    return maps, (receive * transmit).astype(np.float32)
+
+
+def _phase(generator: np.random.Generator, height: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """Unit-magnitude object phase (slice, y, x): a quadratic in position plus a smooth random field of 0.4 rad."""
+    z, y, x = np.meshgrid(height, line, line, indexing="ij", sparse=True)
+    linear, square = generator.normal(0, 2.0, 3), generator.normal(0, 3.0, 3)
+    phase = generator.uniform(-np.pi, np.pi) + linear[0] * x + linear[1] * y + linear[2] * z
+    phase = phase + square[0] * x**2 + square[1] * y**2 + square[2] * x * y
+    unit = (np.clip(height + 0.5, 0, 1), line + 0.5, line + 0.5)
+    return np.exp(1j * (phase + 0.4 * smooth_field(generator, unit, 8))).astype(np.complex64)
+
+
+def _noise_covariance(generator: np.random.Generator, coils: int) -> np.ndarray:
+    """Random covariance (coil, coil) complex128, mean of its diagonal 1: neighbours correlated, gains 20 % apart."""
+    index = np.arange(coils)
+    apart = np.minimum(np.abs(index[:, None] - index), coils - np.abs(index[:, None] - index))
+    factor = generator.standard_normal((coils, coils)) + 1j * generator.standard_normal((coils, coils))
+    wishart = factor @ factor.conj().T / (2 * coils)
+    mixed = np.exp(-apart / 0.8) + 0.15 * wishart * np.exp(-apart / 2.0)
+    gain = np.exp(generator.normal(0, 0.2, coils))
+    covariance = gain[:, None] * mixed * gain
+    return covariance / np.trace(covariance).real * coils
+
+
+def _noise(generator: np.random.Generator, covariance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Circular complex Gaussian noise of ``shape`` (slice, coil, y, x) with the given covariance over coils."""
+    root = np.linalg.cholesky(covariance / 2).astype(np.complex64)
+    white = np.empty(shape, np.complex64)
+    white.real = generator.standard_normal(shape, np.float32)
+    white.imag = generator.standard_normal(shape, np.float32)
+    mixed = root @ white.reshape(shape[0], shape[1], -1)
+    return mixed.reshape(shape)
+
+
+def _fft2c(array: np.ndarray, inverse: bool = False) -> np.ndarray:
+    """Centred orthonormal 2-D FFT over the last two axes, complex64 in and out."""
+    from scipy import fft
+
+    transform = fft.ifft2 if inverse else fft.fft2
+    shifted = fft.ifftshift(array, axes=(-2, -1))
+    return fft.fftshift(transform(shifted, norm="ortho", overwrite_x=True), axes=(-2, -1))

@@ -24,7 +24,7 @@ class Header:
     """(left, right): phase-encode columns outside [left, right) were never acquired."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scan:
     """One scan: S slices of C coils, H readout samples (y) by W phase encodes (x).
 

@@ -1,0 +1,125 @@
+"""Opening HDF5 that may be damaged or hostile: every refusal is one line that names the file and the cure.
+
+Only fixed names are looked up and only plain data sets are read: no links out of the file, no external or virtual
+storage, no walk over the file's tree. What remains are bugs of the HDF5 library itself.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+
+from rsdmri.errors import InputError
+
+PathLike = str | os.PathLike[str]
+
+_BOMB_BYTES, _BOMB_RATIO = 4 << 30, 1000
+
+
+def clean(text: object, limit: int = 60) -> str:
+    """Text from a file as one printable line of at most ``limit`` characters, safe in messages and logs."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    shown = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def shown(path: PathLike) -> str:
+    """A path as one printable line."""
+    return clean(os.fspath(path), 1000)
+
+
+@contextmanager
+def open_hdf5(path: PathLike) -> Iterator[h5py.File]:
+    """Open ``path`` for reading; errors of the HDF5 library inside the ``with`` block become `InputError`."""
+    where = shown(path)
+    try:
+        source = Path(path)
+        if "\0" in os.fspath(source):
+            raise FileNotFoundError
+        if source.is_dir():
+            raise InputError(f"{where}: is a folder, not a scan; give an .h5 file")
+        if source.stat().st_size == 0:
+            raise InputError(f"{where}: is empty (0 bytes); copy or download it again")
+        if not h5py.is_hdf5(source):
+            with open(source, "rb"):  # permission errors look like a wrong format to h5py
+                pass
+            raise InputError(f"{where}: is not an HDF5 file; give a fastMRI-style .h5 file")
+        with h5py.File(source, "r") as file:
+            yield file
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file; check the path") from None
+    except PermissionError:
+        raise InputError(f"{where}: cannot be read (permission denied); check its permissions") from None
+    except MemoryError:
+        raise InputError(f"{where}: does not fit in memory; read fewer slices at a time") from None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise InputError(f"{where}: {_explain(error)}") from None
+
+
+def _explain(error: Exception) -> str:
+    """One clause on what an error of h5py means to a user."""
+    text = str(error)
+    cut = re.search(r"eof = (\d+).*?stored_eof = (\d+)", text)
+    if cut:
+        have, want = (int(number) for number in cut.groups())
+        return f"file is cut short ({have:,} of {want:,} bytes); download or copy it again"
+    if "filter" in text:
+        return "compressed data fail their checksum or cannot be unpacked; download or copy it again"
+    return f"damaged or unsupported HDF5 ({clean(text, 100)}); download or copy it again"
+
+
+def get_dataset(file: h5py.File, name: str, where: str) -> h5py.Dataset | None:
+    """The plain data set called ``name`` at the top of ``file``, None if there is none.
+
+    Raises:
+        InputError: it is a soft or external link, a group, external or virtual storage, needs a filter that is not
+            installed, or declares far more bytes than are stored.
+    """
+    link = file.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        kind = "an external link to another file" if isinstance(link, h5py.ExternalLink) else "a soft link"
+        raise InputError(f"{where}: '{name}' is {kind}, which is refused; store the data themselves in the file")
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(f"{where}: '{name}' is a {type(found).__name__.lower()}, not an array; store it as a data set")
+    if found.external:
+        raise InputError(f"{where}: '{name}' keeps its data in another file, which is refused; store them in this one")
+    if found.is_virtual:
+        raise InputError(
+            f"{where}: '{name}' is a virtual data set over other files, which is refused; store it plainly"
+        )
+    if found.shape is None:
+        raise InputError(f"{where}: '{name}' is empty (no shape); write the data again")
+    properties = found.id.get_create_plist()
+    for index in range(properties.get_nfilters()):
+        code = properties.get_filter(index)[0]
+        if not h5py.h5z.filter_avail(code):
+            raise InputError(
+                f"{where}: '{name}' is compressed with HDF5 filter {code}, which is not installed; "
+                "python -m pip install hdf5plugin, or store it uncompressed or with gzip"
+            )
+    declared, stored = found.size * found.dtype.itemsize, found.id.get_storage_size()
+    if declared > _BOMB_BYTES and declared > _BOMB_RATIO * max(stored, 1):
+        raise InputError(
+            f"{where}: '{name}' declares {declared:,} bytes but stores {stored:,}; not a plausible scan, refused"
+        )
+    return found
+
+
+def top_names(file: h5py.File, limit: int = 8) -> str:
+    """Names at the top of ``file``, cleaned, for a message."""
+    names: list[str] = []
+    for name in file:
+        if len(names) == limit:
+            names.append("...")
+            break
+        names.append(clean(name, 30))
+    return ", ".join(names) if names else "nothing"

@@ -55,7 +55,8 @@ def load_atlas() -> np.ndarray:
         raise ModuleNotFoundError("simulated scans need nilearn's packaged anatomy: python -m pip install nilearn")
     folder = Path(specification.origin).parent / "datasets" / "data"
     names = [f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz" for tissue in ("wm", "gm", "t1")]
-    white, grey, t1 = (np.asarray(nibabel.load(folder / name).dataobj) for name in names)
+    images = [nibabel.load(folder / name) for name in names]
+    white, grey, t1 = (np.asarray(image.dataobj) for image in images)  # type: ignore[attr-defined]
     return np.ascontiguousarray(np.stack([white, grey, t1, _distance_outside(t1 > 0)], axis=-1))
 
 
@@ -74,7 +75,8 @@ def _distance_outside(brain: np.ndarray) -> np.ndarray:
         low = np.minimum(position.astype(int), distance.shape[axis] - 2)
         weight = np.expand_dims((position - low).astype(np.float32), [i for i in range(3) if i != axis])
         distance = (1 - weight) * distance.take(low, axis) + weight * distance.take(low + 1, axis)
-    return np.clip(distance / _SHELL_STEP, 0, 255).astype(np.uint8)
+    counts: np.ndarray = np.clip(distance / _SHELL_STEP, 0, 255).astype(np.uint8)
+    return counts
 
 
 def smooth_field(
@@ -97,7 +99,7 @@ def smooth_field(
     weight = np.exp(-sum(k.astype(float) ** 2 for k in grids) * 0.5 * (softness / order) ** 2)
     weight.flat[0] = 0.0
     power = weight**2 * np.prod([np.where(k > 0, 0.5, 1.0) for k in grids], axis=0)
-    field = (generator.standard_normal(weight.shape) * weight / np.sqrt(power.sum())).astype(np.float32)
+    field: np.ndarray = (generator.standard_normal(weight.shape) * weight / np.sqrt(power.sum())).astype(np.float32)
     for t in axes:  # contract the leading axis, append the sampled one
         basis = np.cos(np.pi * np.outer(np.arange(order), t)).astype(np.float32)
         field = np.tensordot(field, basis, axes=(0, 0))
@@ -189,7 +191,8 @@ def _brain_fractions(
     logits[0] += folds[0]
     logits[2] += atrophy + folds[1]
     odds = np.exp(logits)
-    return odds / odds.sum(0) * np.clip(t1 / 50, 0, 1)
+    fractions: np.ndarray = odds / odds.sum(0) * np.clip(t1 / 50, 0, 1)
+    return fractions
 
 
 def _add_shells(brain: np.ndarray, outside: np.ndarray, thickness: np.ndarray, variation: np.ndarray) -> np.ndarray:
@@ -232,4 +235,5 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    rotation: np.ndarray = about_z @ about_y @ about_x
+    return rotation

@@ -250,10 +250,10 @@ def _draw_signal(generator: np.random.Generator, contrast: str) -> np.ndarray:
     recovery = 1 - np.exp(-repetition / t1)
     if inversion is not None:
         recovery = np.abs(recovery + 2 * (np.exp(-repetition / t1) - np.exp(-inversion / t1)))
-    signal = density * recovery * np.exp(-echo / t2)
+    signal: np.ndarray = density * recovery * np.exp(-echo / t2)
     for fatty in ("fat", "marrow"):
         signal[TISSUES.index(fatty)] *= 0.2 + 0.5 * fat
-    return signal.astype(np.float32)
+    return np.asarray(signal, np.float32)
 
 
 def _coil_maps(
@@ -296,7 +296,7 @@ def _phase(generator: np.random.Generator, height: np.ndarray, line: np.ndarray)
     phase = generator.uniform(-np.pi, np.pi) + linear[0] * x + linear[1] * y + linear[2] * z
     phase = phase + square[0] * x**2 + square[1] * y**2 + square[2] * x * y
     unit = (np.clip(height + 0.5, 0, 1), line + 0.5, line + 0.5)
-    return np.exp(1j * (phase + 0.4 * smooth_field(generator, unit, 8))).astype(np.complex64)
+    return np.asarray(np.exp(1j * (phase + 0.4 * smooth_field(generator, unit, 8))), np.complex64)
 
 
 def _noise_covariance(generator: np.random.Generator, coils: int) -> np.ndarray:
@@ -308,7 +308,7 @@ def _noise_covariance(generator: np.random.Generator, coils: int) -> np.ndarray:
     mixed = np.exp(-apart / 0.8) + 0.15 * wishart * np.exp(-apart / 2.0)
     gain = np.exp(generator.normal(0, 0.2, coils))
     covariance = gain[:, None] * mixed * gain
-    return covariance / np.trace(covariance).real * coils
+    return np.asarray(covariance / np.trace(covariance).real * coils)
 
 
 def _noise(generator: np.random.Generator, covariance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -327,4 +327,4 @@ def _fft2c(array: np.ndarray, inverse: bool = False) -> np.ndarray:
 
     transform = fft.ifft2 if inverse else fft.fft2
     shifted = fft.ifftshift(array, axes=(-2, -1))
-    return fft.fftshift(transform(shifted, norm="ortho", overwrite_x=True), axes=(-2, -1))
+    return np.asarray(fft.fftshift(transform(shifted, norm="ortho", overwrite_x=True), axes=(-2, -1)))

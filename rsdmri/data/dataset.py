@@ -98,6 +98,7 @@ class TrainingSlices:
         for entry in entries:
             self._add(entry.path)
         self._noise: dict[Path, NoiseEstimate] = {}
+        self._acs: dict[tuple[int, ...], tuple[slice, slice]] = {}
         self._cache: OrderedDict[int, PreparedSlice] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached = 0.0
@@ -151,6 +152,24 @@ class TrainingSlices:
             self[item]
             advance()
 
+    def acs_of(self, ref: SliceRef) -> int | tuple[slice, slice]:
+        """The centre that every slice with ``ref``'s kind of mask acquired: lines, or slices of measured masks."""
+        if not ref.file.prospective:
+            return round(self.law.fraction(ref.file.x) * ref.file.x)
+        shape = tuple(ref.mask.shape)
+        if shape not in self._acs:
+            same = [r.mask for r in self.slices if r.mask.shape == ref.mask.shape and r.file.prospective]
+            self._acs[shape] = masks.acs_block(torch.stack(same))
+        return self._acs[shape]
+
+    def further_drop(self) -> int:
+        """Lines (points of 2-D masks) that the further mask drops."""
+        if self.law.further_drop is not None:
+            return self.law.further_drop
+        ref = self.slices[0]
+        acceleration = masks.achieved_acceleration(ref.mask) if ref.file.prospective else self.law.acceleration
+        return masks.further_drop(ref.mask.numel(), acceleration)
+
     def draw_items(self, batch: int, *key: object) -> list[int]:
         """Slices of one batch, all of one shape, determined by ``key``; without repeats where there are enough."""
         rng = numpy_generator("batch", *key)
@@ -203,8 +222,3 @@ class TrainingSlices:
                     f"{missing} of {width} phase-encode lines are acquired in no training scan (all share too similar a "
                     "mask), so nothing can learn them; add scans with other masks"
                 )
-
-
-def family_is_identifiable(family: str) -> bool:
-    """Whether every line can be acquired given any further mask: false for regular grids, whose offset shows."""
-    return family != "equispaced_fraction"

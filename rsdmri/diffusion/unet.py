@@ -124,6 +124,15 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw all weights that do not start at zero from ``generator``: U[-1, 1] / sqrt(fan in)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and bool(module.weight.any()):
+                bound = module.weight[0].numel() ** -0.5
+                for parameter in module.parameters():
+                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Return the network's output for ``x`` at ``c_noise``."""
         height, width = x.shape[-2:]
@@ -149,5 +158,5 @@ class UNet(nn.Module):
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Number of trainable numbers in ``module``."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+    """Number of weights in ``module``."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,258 @@
+"""The ``rsdmri`` command: each command parses its options and calls one workflow.
+
+Heavy imports stay inside the commands, so that ``rsdmri --help`` answers at once.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from rsdmri import RESEARCH_ONLY, __version__
+from rsdmri.errors import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=f"Generative priors for accelerated MRI, learnt from undersampled k-space alone. {RESEARCH_ONLY}",
+)
+
+
+class StageChoice(StrEnum):
+    """Stages of training."""
+
+    all = "all"
+    teacher = "teacher"
+    prior = "prior"
+
+
+class Method(StrEnum):
+    """Reconstruction methods."""
+
+    rsd = "rsd"
+    ambient_one_step = "ambient-one-step"
+    sense = "sense"
+    l1_wavelet = "l1-wavelet"
+    zero_filled = "zero-filled"
+
+
+class Contrast(StrEnum):
+    """Contrasts of simulated scans."""
+
+    mixed = "mixed"
+    t1 = "t1"
+    t2 = "t2"
+    pd = "pd"
+    flair = "flair"
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, or another torch device")]
+Seed = Annotated[int, typer.Option(help="seed of everything random")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rsdmri {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="folder to write to")],
+    scans: Annotated[int, typer.Option(help="number of subjects")] = 10,
+    slices: Annotated[int, typer.Option(help="slices per scan")] = 8,
+    size: Annotated[int, typer.Option(help="matrix size")] = 128,
+    coils: Annotated[int, typer.Option(help="receive coils")] = 8,
+    noise: Annotated[float, typer.Option(help="noise per k-space sample over the brightest tissue")] = 0.01,
+    contrast: Annotated[Contrast, typer.Option(help="tissue contrast")] = Contrast.mixed,
+    seed: Seed = 0,
+) -> None:
+    """Write simulated multicoil scans of warped heads, fastMRI-shaped, with a manifest."""
+    from rsdmri.data.simulate import write_simulated
+    from rsdmri.progress import progress
+
+    with progress("Simulating scans", total=scans) as bar:
+        manifest = write_simulated(
+            out,
+            scans=scans,
+            slices=slices,
+            size=size,
+            coils=coils,
+            noise=noise,
+            contrast=contrast.value,
+            seed=seed,
+            progress=lambda *_: bar.advance(),
+        )
+    typer.echo(f"{scans} scans of {slices} slices: {manifest}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path | None, typer.Option(help="manifest.tsv or folder of scans; simulated scans if left out")] = None,
+    acceleration: Annotated[float | None, typer.Option(help="R at which fully sampled scans are undersampled [4]")] = None,
+    stage: Annotated[StageChoice, typer.Option(help="which stages to train")] = StageChoice.all,
+    recipe: Annotated[Path | None, typer.Option(help="TOML recipe")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override one setting, key=value; repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder [runs/NAME]")] = None,
+    budget: Annotated[str | None, typer.Option(help="wall-clock time to fit everything into, such as 30m")] = None,
+    device: Device = "auto",
+    seed: Annotated[int | None, typer.Option(help="seed of everything random [0]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+) -> None:
+    """Train the teacher and distil the one-step prior; the same command again goes on where it stopped."""
+    from rsdmri.config import load_config
+    from rsdmri.workflows.train import Interrupted, parse_duration
+    from rsdmri.workflows.train import train as run
+
+    overrides = list(set_ or [])
+    if acceleration is not None:
+        overrides.append(f"acquisition.acceleration={acceleration}")
+    if seed is not None:
+        overrides.append(f"seed={seed}")
+    if data is not None:
+        overrides.append(f"data.path='''{data.resolve()}'''")
+    config = load_config(recipe, overrides)
+    name = recipe.stem if recipe else f"multicoil-r{config.acquisition.acceleration:g}"
+    seconds = parse_duration(budget) if budget else None
+    target = out or Path("runs") / (name + (f"-seed{config.seed}" if config.seed else ""))
+    try:
+        run(config, target, stage=stage.value, budget=seconds, device=device, dry_run=dry_run, say=typer.echo)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise typer.Exit(0) from None
+    if not dry_run:
+        typer.echo(f"finished: {target}")
+
+
+@app.command()
+def sample(
+    prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="number of images")] = 16,
+    teacher: Annotated[bool, typer.Option("--teacher", help="sample the teacher's ODE instead of one step")] = False,
+    steps: Annotated[int, typer.Option(help="Heun steps of --teacher; 2 steps - 1 evaluations")] = 18,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="output folder")] = Path("samples"),
+    device: Device = "auto",
+) -> None:
+    """Draw images from a prior: complex HDF5, a picture, and the rate."""
+    from rsdmri.workflows.sample import sample as run
+
+    run(prior, n=n, teacher=teacher, steps=steps, seed=seed, out=out, device=device, say=typer.echo)
+
+
+@app.command()
+def reconstruct(
+    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="fastMRI-style HDF5 files")],
+    method: Annotated[Method, typer.Option(help="reconstruction method")] = Method.rsd,
+    prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
+    acceleration: Annotated[float | None, typer.Option(help="undersample a fully sampled scan at R, and score")] = None,
+    samples: Annotated[int, typer.Option(help="posterior draws of rsd: their mean and spread are written")] = 8,
+    out: Annotated[Path, typer.Option(help="output folder")] = Path("recon"),
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Reconstruct scans: prospectively undersampled ones as they are, fully sampled ones at R if asked."""
+    from rsdmri.workflows.reconstruct import reconstruct_files
+
+    rows = reconstruct_files(
+        scans,
+        out,
+        method=method.value,
+        prior=prior,
+        acceleration=acceleration,
+        samples=samples,
+        seed=seed,
+        device=device,
+        say=typer.echo,
+    )
+    failed = [row["error"] for row in rows if row.get("error")]
+    for line in failed:
+        typer.echo(f"rsdmri: {line}", err=True)
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def evaluate(
+    recon: Annotated[Path, typer.Argument(help="reconstruction file or folder")],
+    target: Annotated[Path, typer.Argument(help="target file or folder")],
+    out: Annotated[Path | None, typer.Option(help="write the figures as JSON, such as metrics.json")] = None,
+) -> None:
+    """Score reconstructions by fastMRI's convention: NMSE, PSNR, SSIM per volume and their mean."""
+    from rsdmri.evaluation import evaluate as run
+    from rsdmri.evaluation import format_table
+
+    typer.echo(format_table(run(recon, target, out)))
+
+
+@app.command()
+def inspect(
+    scan: Annotated[Path, typer.Argument(help="fastMRI-style HDF5 file")],
+    png: Annotated[Path | None, typer.Option(help="write a thumbnail with the sampling pattern")] = None,
+) -> None:
+    """Describe a scan: dimensions, coils, geometry, sampling, noise, warnings."""
+    from rsdmri.workflows.inspect_scan import inspect_scan
+
+    rows = inspect_scan(scan, png)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+@app.command()
+def doctor() -> None:
+    """Report versions, device, threads, HDF5 build, disk, and what is missing."""
+    from rsdmri.workflows.doctor import doctor as run
+
+    rows = run()
+    width, middle = (max(len(row[k]) for row in rows) for k in (0, 1))
+    for name, value, verdict in rows:
+        typer.echo(f"{name:<{width}}  {value:<{middle}}  {verdict}")
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="under 3 minutes, with worse pictures")] = False,
+    out: Annotated[Path | None, typer.Option(help="run folder [runs/demo, runs/demo-quick]")] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Simulate, train, distil, sample, reconstruct and report, in at most 15 minutes on two cores."""
+    from rsdmri.workflows.demo import demo as run
+    from rsdmri.workflows.train import Interrupted
+
+    try:
+        run(out, quick=quick, device=device, seed=seed, say=typer.echo)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise typer.Exit(0) from None
+
+
+def main() -> NoReturn:
+    """Entry point: one line on standard error and exit code 2 for bad input."""
+    try:
+        app()
+    except InputError as error:
+        sys.stderr.write(f"rsdmri: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("rsdmri: stopped\n")
+        sys.exit(130)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

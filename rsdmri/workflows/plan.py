@@ -1,0 +1,96 @@
+"""What a training will do, worked out before it starts: data, acquisition, sizes, memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rsdmri.config import Config
+from rsdmri.data.dataset import MaskLaw, TrainingSlices
+from rsdmri.data.manifest import read_manifest
+from rsdmri.diffusion.unet import UNet, parameter_count
+from rsdmri.errors import InputError
+from rsdmri.physics import masks
+
+
+def mask_law(config: Config) -> MaskLaw:
+    """Mask law of a configuration."""
+    acquisition = config.acquisition
+    if acquisition.mask == "equispaced_fraction":
+        raise InputError(
+            "mask family equispaced_fraction: the lines of a further mask give its grid away, and lines off the grid can "
+            "then never be acquired, so the teacher cannot learn them; train with --set acquisition.mask=random"
+        )
+    return MaskLaw(
+        acquisition.mask, acquisition.acceleration, acquisition.center_fraction, acquisition.further_drop, config.seed
+    )
+
+
+def open_slices(config: Config, source: Path) -> TrainingSlices:
+    """Training slices of ``source`` (manifest or folder) under the configuration's mask law."""
+    chosen = [entry for entry in read_manifest(source) if entry.split == config.data.split]
+    if not chosen:
+        raise InputError(f"{source}: no scan has split {config.data.split!r}; correct the manifest or --set data.split")
+    return TrainingSlices(chosen, mask_law(config), config.data.cache_gb * 1e9)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lines to print before training, and what they were worked out from."""
+
+    lines: list[str]
+    drop: int
+    parameters: int
+    memory_gb: float
+
+
+def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
+    """Work out what training on ``slices`` will do; nothing is read but shapes and masks."""
+    ref = slices.slices[0]
+    width, nominal = ref.file.x, config.acquisition.acceleration
+    achieved = [masks.achieved_acceleration(r.mask, _absent(r.file.absent)) for r in slices.slices]
+    scans = len({r.path for r in slices.slices})
+    drop = slices.further_drop()
+    unet = UNet(channels=config.network.channels, blocks=config.network.blocks, attention=config.network.attention)
+    largest = max(slices.buckets, key=lambda shape: shape[1] * shape[2])
+    batch = max(config.teacher.batch, config.prior.batch)
+    activations = activation_numbers(unet, largest[1:])
+    memory = 4 * (10 * parameter_count(unet) + 3 * batch * (activations + 8 * 2 * largest[0] * largest[1] * largest[2]))
+    family = "as acquired (prospective)" if ref.file.prospective else config.acquisition.mask
+    counts = slices.coverage()[width]
+    lines = [
+        f"data: {source}: {scans} scans, {len(slices)} slices, matrix {ref.file.y} x {ref.file.x}, {ref.file.coils} coils",
+        f"acceleration: nominal {nominal:g}, achieved {np.mean(achieved):.2f} (from {min(achieved):.2f} to "
+        f"{max(achieved):.2f}); ACS {min(masks.acs_lines(r.mask) for r in slices.slices)} lines; masks: {family}; "
+        f"the further mask drops {drop}",
+        f"coverage: each line acquired in {int(counts.min())} to {int(counts.max())} of {len(slices)} slices; "
+        f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
+        "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
+        f"network: {parameter_count(unet):,} parameters, {config.network.preconditioning} preconditioning, "
+        f"about {memory / 1e9:.2f} GB at batch {batch}",
+    ]
+    return Plan(lines, drop, parameter_count(unet), memory / 1e9)
+
+
+def activation_numbers(network: nn.Module, size: tuple[int, ...]) -> int:
+    """Numbers that one item of ``size`` (y, x) leaves in the outputs of the network's layers."""
+    total = 0
+
+    def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        nonlocal total
+        total += output[0].numel()
+
+    handles = [m.register_forward_hook(count) for m in network.modules() if not list(m.children())]
+    probe = network.to("meta")
+    try:
+        probe(torch.empty(1, 3, *size, device="meta"), torch.empty(1, device="meta"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def _absent(absent: np.ndarray | None) -> Tensor | None:
+    return None if absent is None else torch.as_tensor(absent)

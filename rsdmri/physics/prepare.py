@@ -1,0 +1,109 @@
+"""From acquired k-space to what reconstruction and training see: whitened, scaled, with coil maps, per slice.
+
+Only acquired samples are read, so the result is the same whatever stands at the other positions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsdmri.errors import InputError
+from rsdmri.physics.coils import espirit_maps
+from rsdmri.physics.fourier import ifft2c, rss
+from rsdmri.physics.masks import acs_block
+from rsdmri.physics.noise import NoiseEstimate, whiten, whitening_matrix
+
+_SCALE_QUANTILE = 0.99
+
+
+@dataclass(frozen=True)
+class PreparedSlice:
+    """One slice in scaled units: its maps' image has magnitudes of about 1, its noise CN(0, sigma_y^2) per sample.
+
+    kspace (coil, y, x) whitened, divided by ``scale``, zero where ``mask`` (1, x) or (y, x) is not set; ``maps``
+    (coil, y, x); |image| times ``intensity`` (y, x) is the root-sum-of-squares image in the units of the file.
+    """
+
+    kspace: Tensor
+    mask: Tensor
+    maps: Tensor
+    scale: float
+    sigma_y: float
+    intensity: Tensor
+
+
+def prepare_slice(
+    kspace: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.complexfloating]],
+    mask: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    *,
+    noise: NoiseEstimate | None,
+    maps: Tensor | None = None,
+) -> PreparedSlice:
+    """Whiten, scale and map one slice: ``kspace`` (coil, y, x) complex, ``mask`` (x,), (1, x) or (y, x) boolean.
+
+    Whitening: W = Psi^(-1/2) of ``noise``, none when it is None (then ``sigma_y`` is 0: unknown). Scale: the 99th
+    percentile of the root-sum-of-squares image of the ACS block alone. Maps: ESPIRiT of the ACS; or ``maps``
+    (coil, y, x) of the coils as they are in the file, which are whitened and normalised. An empty slice keeps scale 1.
+    Raises ``InputError`` for NaN or infinite acquired samples, with their number, and where coil maps cannot be made.
+    """
+    kspace, mask = _checked(_tensor(kspace), _tensor(mask))
+    kspace = torch.where(mask, kspace, 0)
+    broken = int((~torch.isfinite(kspace.abs())).sum())
+    if broken:
+        raise InputError(f"kspace: {broken} acquired samples are NaN or infinite; repair the file or mask them out")
+
+    n_coils = kspace.shape[0]
+    whitening = torch.eye(n_coils, dtype=torch.complex128) if noise is None else whitening_matrix(noise.covariance)
+    if noise is not None:
+        kspace = torch.where(mask, whiten(kspace, whitening), 0)
+    acs = acs_block(mask)
+    if acs[1].stop == acs[1].start:
+        raise InputError("mask: the centre of k-space was not acquired; scale and coil maps come from the centre (ACS)")
+    scale = _acs_scale(kspace, acs)
+    kspace = kspace / scale
+    sigma_y = 0.0 if noise is None else 1 / scale
+    if maps is None:
+        maps = espirit_maps(kspace, acs, noise_std=sigma_y)
+    else:
+        maps = _normalised(maps, kspace, whitening)
+    unmixed = whiten(maps, torch.linalg.inv(whitening))
+    return PreparedSlice(kspace, mask, maps, scale, sigma_y, scale * rss(unmixed))
+
+
+def _tensor(x: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.tensor(x)  # a copy: torch cannot share read-only arrays
+
+
+def _checked(kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    if kspace.ndim != 3 or not kspace.is_complex():
+        raise InputError(f"kspace: expected complex (coil, y, x), got {kspace.dtype} of shape {list(kspace.shape)}")
+    if 0 in kspace.shape:
+        raise InputError(f"kspace: shape {list(kspace.shape)} is empty")
+    _, height, width = kspace.shape
+    if mask.dtype != torch.bool or tuple(mask.shape) not in ((width,), (1, width), (height, width)):
+        raise InputError(
+            f"mask: expected bool ({width},) or ({height}, {width}), got {mask.dtype} of shape {list(mask.shape)}"
+        )
+    return kspace.to(torch.complex64), (mask[None] if mask.ndim == 1 else mask).to(kspace.device)
+
+
+def _acs_scale(kspace: Tensor, acs: tuple[slice, slice]) -> float:
+    """99th percentile of the root-sum-of-squares image of the ACS block alone; 1 for an empty slice."""
+    block = torch.zeros_like(kspace)
+    block[..., acs[0], acs[1]] = kspace[..., acs[0], acs[1]]
+    image = rss(ifft2c(block)).flatten()
+    scale = float(image.kthvalue(1 + round(_SCALE_QUANTILE * (image.numel() - 1))).values)
+    return scale if scale > 0 else 1.0
+
+
+def _normalised(maps: Tensor, kspace: Tensor, whitening: Tensor) -> Tensor:
+    """Given coil maps seen through the whitening, sum |s|^2 = 1 where they are not zero."""
+    if maps.shape != kspace.shape or not maps.is_complex():
+        raise InputError(f"maps: expected complex {list(kspace.shape)}, got {maps.dtype} of shape {list(maps.shape)}")
+    if not bool(torch.isfinite(maps.abs()).all()):
+        raise InputError("maps: hold NaN or infinite values")
+    maps = whiten(maps.to(device=kspace.device, dtype=torch.complex128), whitening)
+    length = rss(maps)
+    return torch.where(length > 0, maps / torch.where(length > 0, length, 1), 0).to(kspace.dtype)

@@ -44,10 +44,10 @@ class Contrast(StrEnum):
     """Contrasts of simulated scans."""
 
     mixed = "mixed"
-    t1 = "t1"
-    t2 = "t2"
-    pd = "pd"
-    flair = "flair"
+    t1w = "T1w"
+    t2w = "T2w"
+    pdw = "PDw"
+    flair = "FLAIR"
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, or another torch device")]
@@ -77,7 +77,7 @@ def simulate(
     size: Annotated[int, typer.Option(help="matrix size")] = 128,
     coils: Annotated[int, typer.Option(help="receive coils")] = 8,
     noise: Annotated[float, typer.Option(help="noise per k-space sample over the brightest tissue")] = 0.01,
-    contrast: Annotated[Contrast, typer.Option(help="tissue contrast")] = Contrast.mixed,
+    contrast: Annotated[Contrast, typer.Option(case_sensitive=False, help="tissue contrast")] = Contrast.mixed,
     seed: Seed = 0,
 ) -> None:
     """Write simulated multicoil scans of warped heads, fastMRI-shaped, with a manifest."""

@@ -30,7 +30,7 @@ class SimulateConfig(Section):
     size: int = Field(128, ge=32, le=1024, description="matrix size in pixels")
     coils: int = Field(8, ge=1, le=128)
     noise: float = Field(0.01, ge=0, description="noise per complex k-space sample over the image's 99th percentile")
-    contrast: Literal["mixed", "t1", "t2", "pd", "flair"] = "mixed"
+    contrast: Literal["mixed", "T1w", "T2w", "PDw", "FLAIR"] = "mixed"
     seed: int = 0
 
 

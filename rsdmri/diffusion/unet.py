@@ -32,6 +32,14 @@ class NoiseEmbedding(nn.Module):
         return self.second(nnf.silu(self.first(torch.cat([angles.cos(), angles.sin()], dim=1))))
 
 
+class Pointwise(nn.Linear):
+    """A 1x1 convolution, as a matrix product over the last axis of the channels-last layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, inputs, y, x)`` to ``(batch, outputs, y, x)``."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class ResidualBlock(nn.Module):
     """x -> skip(x) + conv(silu(modulated norm(conv(silu(norm(x)))))); the last convolution starts at zero."""
 
@@ -43,7 +51,7 @@ class ResidualBlock(nn.Module):
         self.norm_out = nn.GroupNorm(_groups(outputs), outputs)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = Pointwise(inputs, outputs) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
@@ -62,10 +70,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = max(1, channels // 32)
         self.norm = nn.GroupNorm(_groups(channels), channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.qkv = Pointwise(channels, 3 * channels)
+        self.out = Pointwise(channels, channels)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` plus the attended values."""

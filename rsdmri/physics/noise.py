@@ -3,6 +3,7 @@
 Noise is independent between samples and correlated between coils: n ~ CN(0, Psi), Psi = E[n n^H] per complex sample.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,19 @@ def estimate_covariance(kspace: Tensor, mask: Tensor) -> NoiseEstimate:
     if bool((mask == mask[:1]).all()):
         return _from_lines(kspace, mask[0])
     return _from_points(kspace, mask)
+
+
+def combine_estimates(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
+    """One estimate from those of several slices of a scan: covariances averaged by their number of samples.
+
+    Raises ``ValueError`` when there are none.
+    """
+    if not estimates:
+        raise ValueError("estimates: expected at least one")
+    weights = torch.tensor([max(estimate.samples, 1e-6) for estimate in estimates], dtype=torch.float64)
+    stacked = torch.stack([estimate.covariance for estimate in estimates])
+    covariance = torch.einsum("s,sij->ij", (weights / weights.sum()).to(stacked.dtype), stacked)
+    return NoiseEstimate(covariance, sum(estimate.samples for estimate in estimates), estimates[0].source)
 
 
 def whitening_matrix(covariance: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def main() -> None:
         cells = [f"{1000 * bare:.2f} ms"]
         cells += [f"{times[key] / bare:.2f}" if key in times else "-" for key in TIMED]
         table.add_row(name, *cells)
-    Console().print(table)
+    Console(width=100).print(table)
     if arguments.json:
         record = {"threads": arguments.threads, "repeats": arguments.repeats, "torch": torch.__version__}
         arguments.json.write_text(json.dumps(record | {"sizes": results}, indent=2) + "\n")

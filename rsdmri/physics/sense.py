@@ -51,8 +51,8 @@ class Sense(LinearOperator):
         maps = maps.detach()
         self.maps: Tensor = maps
         self._phase = _phases(maps, outer=True)
-        self._ready: dict[bool, tuple[Tensor, Tensor]] = {}
         self._set_mask(mask)
+        self._prepared = self._prepare()
 
     def _set_mask(self, mask: Tensor) -> None:
         n_coils, height, width = self.maps.shape[-3:]
@@ -63,14 +63,16 @@ class Sense(LinearOperator):
         self.domain_shape = (*leading, height, width)
         self.range_shape = (*leading, n_coils, height, width)
         self._lines = mask.shape[-2] == 1
+        self._skipped = ~mask if mask.ndim == 2 else ~mask[:, None]
         # complex, so that it multiplies k-space in place without a conversion; [batch, 1, 1, x] or [batch, 1, y, x]
         self._weight = mask.reshape(-1, 1, *mask.shape[-2:]).to(self.maps.dtype)
 
     def with_mask(self, mask: Tensor) -> "Sense":
         """The same coils seen through another mask; the prepared maps are shared."""
         other = object.__new__(Sense)
-        other.maps, other._phase, other._ready = self.maps, self._phase, self._ready
+        other.maps, other._phase = self.maps, self._phase
         other._set_mask(mask)
+        other._prepared = self._prepared if other._lines == self._lines else other._prepare()
         return other
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,37 +95,32 @@ class Sense(LinearOperator):
         if x.dtype != self.maps.dtype:
             raise ValueError(f"expected {self.maps.dtype} like the maps, got {x.dtype}")
 
-    def _prepared(self) -> tuple[Tensor, Tensor]:
+    def _prepare(self) -> tuple[Tensor, Tensor]:
         """Maps times inner phase, and the conjugate: [batch, y, coil, x] for lines, [batch, coil, y, x] for points."""
-        if self._lines not in self._ready:
-            maps = self.maps * _phases(self.maps, outer=False)
-            maps = maps if maps.ndim == 4 else maps[None]
-            maps = maps.movedim(-3, -2).contiguous() if self._lines else maps
-            self._ready[self._lines] = maps, maps.conj().resolve_conj()
-        return self._ready[self._lines]
+        maps = self.maps * _phases(self.maps, outer=False)
+        maps = maps if maps.ndim == 4 else maps[None]
+        maps = maps.movedim(-3, -2).contiguous() if self._lines else maps
+        return maps, maps.conj().resolve_conj()
 
     def _coil_first(self) -> tuple[Tensor, Tensor]:
-        maps, conj = self._prepared()
+        maps, conj = self._prepared
         return (maps.movedim(-3, -2), conj.movedim(-3, -2)) if self._lines else (maps, conj)
-
-    def _acquired(self) -> Tensor:
-        return self.mask if self.mask.ndim == 2 else self.mask[:, None]
 
     def _forward(self, x: Tensor) -> Tensor:
         maps = self._coil_first()[0]
         maps = maps if self._batched else maps[0]
-        kspace = torch.fft.fft2(maps * x.unsqueeze(-3), norm="ortho")
-        return torch.where(self._acquired(), kspace.mul_(self._phase), 0)
+        kspace: Tensor = torch.fft.fft2(maps * x.unsqueeze(-3), norm="ortho")
+        return kspace.mul_(self._phase).masked_fill_(self._skipped, 0)
 
     def _adjoint(self, y: Tensor) -> Tensor:
         conj = self._coil_first()[1]
         conj = conj if self._batched else conj[0]
-        kspace = torch.where(self._acquired(), y, 0).mul_(self._phase.conj())
+        kspace = y.masked_fill(self._skipped, 0).mul_(self._phase.conj())
         images: Tensor = torch.fft.ifft2(kspace, norm="ortho")
         return images.mul_(conj).sum(-3)
 
     def _normal(self, x: Tensor) -> Tensor:
-        maps, conj = self._prepared()
+        maps, conj = self._prepared
         images = x.reshape(-1, *x.shape[-2:])
         work = _normal_lines if self._lines else _normal_points
         return work(images, maps, conj, self._weight).view(x.shape)
@@ -196,7 +193,7 @@ def _checked_mask(mask: Tensor, maps: Tensor) -> Tensor:
         raise ValueError(f"mask: expected bool, got {mask.dtype}")
     if mask.ndim not in (1, 2, 3):
         raise ValueError(f"mask: expected (x,), (y, x) or (batch, 1 or y, x), got shape {list(mask.shape)}")
-    mask = mask.detach().to(maps.device)
+    mask = mask.to(maps.device, copy=True)
     mask = mask[None] if mask.ndim == 1 else mask
     if mask.shape[-1] != width or mask.shape[-2] not in (1, height):
         raise ValueError(f"mask: shape {list(mask.shape)} does not fit images of {height} x {width} (y, x)")

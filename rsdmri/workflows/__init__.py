@@ -1,1 +1,1 @@
-"""The jobs of the command line, as functions: simulate, train, sample, reconstruct, demo."""
+"""The jobs of the command line, as functions: simulate, train, sample, reconstruct, inspect, demo."""

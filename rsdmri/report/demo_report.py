@@ -125,7 +125,9 @@ def _reconstruction(results: DemoResults) -> Section:
         images = {method: volume[middle] for method, volume in scan.volumes.items()}
         std = None if scan.std is None else scan.std[middle]
         pictures.append(
-            Picture(reconstruction_figure(scan.target[middle], images, std), f"Held-out scan {scan.name}, middle slice.")
+            Picture(
+                reconstruction_figure(scan.target[middle], images, std), f"Held-out scan {scan.name}, middle slice."
+            )
         )
     return Section(
         "Reconstruction",

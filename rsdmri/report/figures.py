@@ -1,0 +1,299 @@
+"""Figures of images, reconstructions, k-space and training. Each call returns a `Figure` of its own.
+
+Magnitudes are shown in grey, black at 0, one window per figure; errors and standard deviations in one fifth of that
+window. Colours are Okabe and Ito's, which colour-blind readers can tell apart. Save with `rsdmri.report.png.save_png`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from rsdmri.errors import InputError
+from rsdmri.metrics.image import nmse, ssim
+from rsdmri.report.png import common_window, magnitudes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ERROR_FACTOR = 5
+
+_INK, _QUIET = "#1a1a1a", "#5a5a5a"
+_HEAD, _TEXT, _SMALL = 10.0, 8.5, 7.5  # points
+_SKIPPED, _ABSENT = "#bcd7ee", "#f3d9c4"
+_DECADES = 4.5  # of k-space magnitude shown
+
+
+class _Grid:
+    """A figure with cells placed in inches, so that labels have the room they need at any number of cells."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        cell: tuple[float, float],
+        *,
+        above: Sequence[float],
+        left: float = 0.08,
+        right: float = 0.08,
+        heading: str | None = None,
+    ) -> None:
+        self.rows, self.columns = shape
+        self.width, self.height = cell
+        self.gap, self.left, self.above = 0.06, left, above
+        self.top = 0.34 if heading else 0.06
+        figure_width = left + self.columns * cell[0] + (self.columns - 1) * self.gap + right
+        figure_height = self.top + sum(above) + self.rows * cell[1] + 0.06
+        self.figure = Figure(figsize=(figure_width, figure_height), facecolor="white")
+        if heading:
+            heading = _fit(heading, figure_width - 0.16, _HEAD, bold=True)
+            self.text(0.08, figure_height - 0.25, heading, size=_HEAD, weight="bold")
+
+    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width, height of a cell in inches."""
+        total = self.figure.get_figheight()
+        bottom = total - self.top - sum(self.above[: row + 1]) - (row + 1) * self.height
+        return self.left + column * (self.width + self.gap), bottom, self.width, self.height
+
+    def axes(self, box: tuple[float, float, float, float]) -> Axes:
+        width, height = self.figure.get_size_inches()
+        return self.figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+
+    def text(self, x: float, y: float, text: str, *, size: float = _TEXT, **style: Any) -> None:
+        width, height = self.figure.get_size_inches()
+        style = {"color": _INK, "va": "baseline", **style}
+        self.figure.text(x / width, y / height, text, fontsize=size, **style)
+
+    def image(self, row: int, column: int, image: NDArray[Any], window: float, cmap: str = "gray") -> Axes:
+        axes = self.axes(self.box(row, column))
+        axes.imshow(image, cmap=cmap, vmin=0, vmax=window, aspect="auto", interpolation="antialiased")
+        axes.set_axis_off()
+        return axes
+
+    def title(self, row: int, column: int, title: str, caption: str = "") -> None:
+        """Bold title and quiet caption above a cell, cut to its width."""
+        x, y, width, height = self.box(row, column)
+        y += height + 0.07
+        if caption:
+            self.text(x, y, _fit(caption, width, _SMALL), size=_SMALL, color=_QUIET)
+            y += 0.15
+        self.text(x, y, _fit(title, width, _TEXT, bold=True), weight="bold")
+
+
+def image_grid(
+    images: ArrayLike,
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    heading: str | None = None,
+    window: float | None = None,
+    width: float = 7.5,
+) -> Figure:
+    """Magnitudes of images (n, y, x) in a grid with one window: black 0, white ``window`` (99.7th percentile).
+
+    ``titles``: one per image; ``columns``: by default nearly square, at most 8; ``width`` of the figure in inches.
+    """
+    x = magnitudes(images)
+    if titles is not None and len(titles) != len(x):
+        raise InputError(f"titles: {len(titles)} for {len(x)} images")
+    columns = columns or min(8, math.ceil(math.sqrt(len(x))))
+    rows = math.ceil(len(x) / columns)
+    side = (width - 0.16 - 0.06 * (columns - 1)) / columns
+    above = [0.22 if titles else (0.06 if row else 0.0) for row in range(rows)]
+    grid = _Grid((rows, columns), (side, side * x.shape[1] / x.shape[2]), above=above, heading=heading)
+    white = common_window(x) if window is None else window
+    for i, image in enumerate(x):
+        grid.image(*divmod(i, columns), image, white)
+        if titles:
+            grid.title(*divmod(i, columns), titles[i])
+    return grid.figure
+
+
+def reconstruction_figure(
+    target: ArrayLike | None,
+    images: Mapping[str, ArrayLike],
+    std: ArrayLike | None = None,
+    *,
+    heading: str | None = None,
+    captions: Mapping[str, str] | None = None,
+) -> Figure:
+    """One slice by several methods: magnitudes above, ``5 |image - target|`` below, NMSE and SSIM of the slice.
+
+    ``target`` (y, x), ``None`` for a prospective scan: then there is no error row. ``images``: name to (y, x).
+    ``std`` (y, x): a standard deviation map, shown in the error window below the target, or as the last column.
+    ``captions`` replaces the metrics under a name. `InputError` when sizes differ.
+    """
+    shown = {name: magnitudes(image)[0] for name, image in images.items()}
+    reference = None if target is None else magnitudes(target)[0]
+    if reference is not None:
+        shown = {"Fully sampled": reference, **shown}
+    spread = None if std is None else magnitudes(std)[0]
+    sizes = {image.shape for image in (*shown.values(), *([] if spread is None else [spread]))}
+    if len(sizes) != 1:
+        raise InputError(f"images: one size expected, got {', '.join(f'{h}x{w}' for h, w in sorted(sizes))}")
+    height, width = sizes.pop()
+    extra = spread is not None and reference is None
+    side = 1.7
+    notes = {name: (captions or {}).get(name) or _scores(reference, image) for name, image in shown.items()}
+    first = 0.4 if any(notes.values()) else 0.24
+    grid = _Grid(
+        (1 if reference is None else 2, len(shown) + extra),
+        (side, side * height / width),
+        above=[first] if reference is None else [first, 0.24],
+        right=0.08 if reference is None and not extra else 0.62,
+        heading=heading,
+    )
+    white = common_window(np.stack([reference] if reference is not None else list(shown.values())))
+    for column, (name, image) in enumerate(shown.items()):
+        grid.image(0, column, image, white)
+        grid.title(0, column, name, notes[name] or " " * (first > 0.24))
+        if reference is not None and column:
+            grid.image(1, column, np.abs(image - reference), white / ERROR_FACTOR, "inferno")
+            grid.title(1, column, f"{ERROR_FACTOR} × |error|")
+    place = (0, len(shown)) if extra else (1, 0)
+    if spread is not None:
+        grid.image(*place, spread, white / ERROR_FACTOR, "inferno")
+        grid.title(*place, f"{ERROR_FACTOR} × standard deviation", " " * (extra and first > 0.24))
+    if reference is not None or extra:
+        _percent_bar(grid, place[0])
+    return grid.figure
+
+
+def _scores(reference: NDArray[Any] | None, image: NDArray[Any]) -> str:
+    if reference is None or image is reference or not reference.any():
+        return ""
+    text = f"NMSE {nmse(reference[None], image[None]):.3g}"
+    return text if min(image.shape) < 7 else f"{text}  SSIM {ssim(reference[None], image[None]):.3f}"
+
+
+def _percent_bar(grid: _Grid, row: int) -> None:
+    """Scale of the error window right of a row, in per cent of the image window."""
+    left, bottom, _, height = grid.box(row, grid.columns - 1)
+    axes = grid.axes((left + grid.width + 0.08, bottom, 0.09, height))
+    axes.imshow(np.linspace(1, 0, 256)[:, None], cmap="inferno", aspect="auto", extent=(0, 1, 0, 100 / ERROR_FACTOR))
+    axes.yaxis.tick_right()
+    axes.set_xticks([])
+    axes.set_yticks([0, 10, 20], ["0", "10", "20 %"])
+    axes.tick_params(labelsize=_SMALL, length=2, pad=2, colors=_QUIET)
+    axes.spines[:].set_visible(False)
+
+
+def kspace_figure(
+    kspace: ArrayLike, mask: ArrayLike, absent: ArrayLike | None = None, *, heading: str | None = None
+) -> Figure:
+    """Acquired k-space magnitude (all coils, logarithmic) with what was skipped or is absent in flat colours.
+
+    ``kspace`` (coil, y, x) or (y, x); ``mask`` bool (x,), (1, x) or (y, x), true where acquired; ``absent`` likewise,
+    true where the scanner never acquires. What ``mask`` excludes is not read: it may be NaN.
+    """
+    k = np.asarray(kspace)
+    k = k[None] if k.ndim == 2 else k
+    if k.ndim != 3:
+        raise InputError(f"kspace: expected (coil, y, x) or (y, x), got shape {k.shape}")
+    acquired = _spread(mask, k.shape[1:], "mask")
+    never = np.zeros_like(acquired) if absent is None else _spread(absent, k.shape[1:], "absent") & ~acquired
+    size = np.sqrt((np.abs(np.where(acquired, k, 0)) ** 2).sum(0))
+    logarithm = np.log10(np.maximum(size / (size.max() or 1), 10**-_DECADES)) / _DECADES + 1
+    side = 3.6
+    grid = _Grid((1, 1), (side, side * k.shape[1] / k.shape[2]), above=[0.24], right=1.75, heading=heading)
+    axes = grid.image(0, 0, np.ma.masked_where(~acquired, logarithm), 1)
+    flat = np.ma.masked_where(acquired, never)
+    axes.imshow(flat, cmap=ListedColormap([_SKIPPED, _ABSENT]), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    lines = int(acquired.any(0).sum())
+    grid.title(0, 0, f"{lines} of {k.shape[2]} phase-encode lines, {100 * acquired.mean():.0f} % of samples")
+    left, bottom, _, height = grid.box(0, 0)
+    labels = [("#808080", "acquired (log)"), (_SKIPPED, "skipped")] + [(_ABSENT, "absent")] * bool(never.any())
+    for i, (colour, label) in enumerate(labels):
+        y = bottom + height - 0.2 - 0.24 * i
+        grid.axes((left + side + 0.14, y, 0.14, 0.14)).set(xticks=[], yticks=[], facecolor=colour)
+        grid.text(left + side + 0.36, y + 0.07, label, va="center")
+    return grid.figure
+
+
+def _spread(mask: ArrayLike, shape: tuple[int, ...], name: str) -> NDArray[np.bool_]:
+    m = np.asarray(mask, dtype=bool)
+    if m.ndim not in (1, 2) or m.shape[-1] != shape[-1] or (m.ndim == 2 and m.shape[0] not in (1, shape[0])):
+        raise InputError(f"{name}: shape {m.shape} does not fit k-space of {shape[0]}x{shape[1]}")
+    return np.broadcast_to(m, shape)
+
+
+def loss_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = None) -> Figure:
+    """Losses over steps from the rows of ``metrics.jsonl``, one panel per ``stage``.
+
+    A row holds ``step``, optionally ``stage``, and numbers of which those named ``loss`` or ``*_loss`` are drawn: each
+    value thin, their moving mean thick, logarithmic where all are positive. Values that are not finite leave a gap.
+    """
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        stages.setdefault(str(row.get("stage", "training")), []).append(row)
+    if not stages:
+        raise InputError("rows: no training metrics to draw; the run has not logged a step yet")
+    down, across = math.ceil(len(stages) / 2), min(len(stages), 2)
+    grid = _Grid((down, across), (3.7 if across > 1 else 6.0, 2.7), above=[0.0] * down, heading=heading)
+    for i, (stage, values) in enumerate(stages.items()):
+        left, bottom, width, height = grid.box(*divmod(i, 2))
+        _loss_panel(grid.axes((left + 0.6, bottom + 0.45, width - 0.75, height - 0.75)), stage, values)
+    return grid.figure
+
+
+def _loss_panel(axes: Axes, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = [n for n in dict.fromkeys(k for row in rows for k in row) if n == "loss" or n.endswith("_loss")]
+    steps = np.array([float(row["step"]) for row in rows])
+    positive = True
+    for name, colour in zip(names, COLOURS * len(names), strict=False):
+        numbers = (row.get(name) for row in rows)
+        y = np.array([v if isinstance(v, (int, float)) and math.isfinite(v) else math.nan for v in numbers])
+        positive &= bool((y[~np.isnan(y)] > 0).all())
+        axes.plot(steps, y, color=colour, linewidth=0.7, alpha=0.3)
+        axes.plot(steps, _moving_mean(y), color=colour, linewidth=1.6, label=name.replace("_", " "))
+    if positive and names:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(stage, fontsize=_TEXT, fontweight="bold", loc="left", color=_INK)
+    axes.set_xlabel("step", fontsize=_TEXT, color=_QUIET)
+    axes.set_ylabel("loss", fontsize=_TEXT, color=_QUIET)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(which="both", labelsize=_SMALL, colors=_QUIET, length=2.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9a9a9a")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    if len(names) > 1:
+        axes.legend(
+            fontsize=_SMALL, frameon=False, ncols=len(names), loc="lower right", bbox_to_anchor=(1, 0.99), borderpad=0
+        )
+
+
+def _moving_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred mean over about a fifteenth of the curve, of the values that are numbers."""
+    window = max(1, len(values) // 15) | 1
+    kernel = np.ones(window)
+    known = ~np.isnan(values)
+    total = np.convolve(np.where(known, values, 0), kernel)[window // 2 : window // 2 + len(values)]
+    count = np.convolve(known, kernel)[window // 2 : window // 2 + len(values)]
+    return np.where(known, total / np.maximum(count, 1), math.nan)
+
+
+def _fit(text: str, width: float, points: float, *, bold: bool = False) -> str:
+    """``text`` on one line, cut with an ellipsis where it is wider than ``width`` inches."""
+    font = FontProperties(family="sans-serif", size=points, weight="bold" if bold else "normal")
+    text = " ".join(text.split())[:400]
+
+    def fits(part: str) -> bool:
+        if not part.strip():
+            return True
+        return float(np.ptp(TextPath((0, 0), part, prop=font, usetex=False).vertices[:, 0])) <= 72 * width
+
+    if fits(text):
+        return text
+    low, high = 0, len(text)  # text[:low] fits with its ellipsis, text[:high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(text[:middle].rstrip() + "…") else (low, middle)
+    return text[:low].rstrip() + "…"

@@ -1,0 +1,113 @@
+"""The backbone: any size, items on their own, a silent start that learns, weights from one generator."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsdmri.diffusion.unet import UNet, parameter_count
+from rsdmri.runtime import torch_generator
+
+
+def scrambled(**settings) -> UNet:
+    """Network whose every parameter is random, so that nothing is hidden behind a zero."""
+    network = UNet(**{"channels": (8, 16, 24), **settings}).eval()
+    generator = torch_generator("scrambled")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
+    return network
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch_generator("input", *shape))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 5), (16, 16), (33, 18), (8, 31)])
+def test_any_size_is_padded_inside_and_cropped_back(size):
+    network, x, level = scrambled(), draw(2, 3, *size), torch.tensor([-0.5, 0.2])
+    out = network(x, level)
+    assert out.shape == (2, 2, *size)
+    assert out.isfinite().all()
+    padded = nn.functional.pad(x, (0, -size[1] % 4, 0, -size[0] % 4))
+    torch.testing.assert_close(out, network(padded, level)[..., : size[0], : size[1]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [(8,), (16, 40), (8, 16, 100), (12, 104)])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_any_widths(channels, blocks):
+    out = scrambled(channels=channels, blocks=blocks)(draw(1, 3, 9, 10), torch.zeros(1)).detach()
+    assert out.shape == (1, 2, 9, 10)
+    assert float(out.std()) > 0
+
+
+def test_items_do_not_see_each_other():
+    network, x, level = scrambled(), draw(5, 3, 13, 10), torch.linspace(-1.5, 1, 5)
+    together = network(x, level)
+    for i in range(5):
+        torch.testing.assert_close(network(x[i : i + 1], level[i : i + 1])[0], together[i], rtol=1e-5, atol=1e-5)
+    other = x.clone()
+    other[1:] = 1e3
+    torch.testing.assert_close(network(other, level)[0], together[0], rtol=1e-5, atol=1e-5)
+
+
+def test_output_depends_on_every_input_channel_and_on_the_level():
+    network, x, level = scrambled(), draw(1, 3, 8, 8), torch.zeros(1)
+    base = network(x, level)
+    for channel in range(3):
+        changed = x.clone()
+        changed[:, channel] += 1
+        assert not torch.allclose(network(changed, level), base, atol=1e-3)
+    assert not torch.allclose(network(x, level + 0.5), base, atol=1e-3)
+
+
+def test_network_starts_silent_and_can_learn():
+    network = UNet(channels=(8, 16))
+    network.initialise(torch_generator("start"))
+    out = network(draw(2, 3, 9, 12), torch.zeros(2))
+    assert torch.equal(out, torch.zeros(2, 2, 9, 12))
+    (out - 1).square().sum().backward()
+    assert float(network.conv_out.weight.grad.abs().max()) > 0
+    assert float(network.conv_out.bias.grad.abs().max()) > 0
+
+
+def test_gradients_reach_every_parameter():
+    network = scrambled(channels=(8, 16), blocks=2)
+    network(draw(2, 3, 12, 9), torch.tensor([0.1, -0.7])).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert float(parameter.grad.abs().max()) > 0, name
+
+
+def test_initial_weights_come_from_the_generator_alone():
+    first, second, other = (UNet(channels=(8, 16)) for _ in range(3))
+    first.initialise(torch_generator("weights", 0))
+    state = torch.get_rng_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(11)
+        second = UNet(channels=(8, 16))
+        second.initialise(torch_generator("weights", 0))
+    assert torch.equal(torch.get_rng_state(), state)
+    other.initialise(torch_generator("weights", 1))
+    pairs = zip(first.state_dict().items(), second.state_dict().values(), other.state_dict().values(), strict=True)
+    for (name, a), b, c in pairs:
+        assert torch.equal(a, b), name
+        module = first.get_submodule(name.rpartition(".")[0])
+        silent = isinstance(module, nn.GroupNorm) or not bool(module.weight.any())
+        assert torch.equal(a, c) == silent, name
+
+
+def test_initial_weights_are_bounded_by_the_fan_in():
+    network = UNet(channels=(16, 32))
+    network.initialise(torch_generator("bounds"))
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and bool(module.weight.any()):
+            bound = module.weight[0].numel() ** -0.5
+            weight = module.weight.detach()
+            assert float(weight.abs().max()) <= bound, name
+            assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.2), name
+
+
+def test_parameter_count():
+    network = UNet(channels=(8, 16))
+    assert parameter_count(network) == sum(v.numel() for v in network.state_dict().values())

@@ -64,11 +64,11 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over all positions, one head per 32 channels; starts as the identity."""
+    """Residual self-attention over all positions, one head per 32 channels where that divides; starts as the identity."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.heads = max(1, channels // 32)
+        self.heads = math.gcd(channels, max(1, channels // 32))
         self.norm = nn.GroupNorm(_groups(channels), channels)
         self.qkv = Pointwise(channels, 3 * channels)
         self.out = Pointwise(channels, channels)

@@ -73,21 +73,20 @@ def write_metrics(path: str | os.PathLike[str], result: Mapping[str, Any]) -> No
         raise InputError(f"--out {path}: cannot be written ({error.strerror}); choose another") from None
 
 
-def format_metrics(result: Mapping[str, Any]) -> str:
-    """Lines to print: one per volume, their mean +/- 2 std, and the convention in one line."""
-    lines = [f"{name}: " + _numbers(volume) for name, volume in result["volumes"].items()]
-    mean, spread = result["mean"], result["two_std"]
-    if len(lines) > 1:
-        text = "  ".join(f"{m.upper()} {mean[m]:.4g} +/- {spread[m]:.4g}" for m in METRICS)
-        lines.append(f"mean of {len(lines)} volumes: {text}")
+def format_table(result: Mapping[str, Any]) -> str:
+    """Table to print: one line per volume, their mean +/- 2 std where there are several, the convention below."""
+    header = ["volume", *(m.upper() + (" dB" if m == "psnr" else "") for m in METRICS), "slices"]
+    rows = [[name, *(f"{v[m]:.4g}" for m in METRICS), str(v["slices"])] for name, v in result["volumes"].items()]
+    if len(rows) > 1:
+        mean, spread = result["mean"], result["two_std"]
+        cells = [f"{mean[m]:.4g}" + ("" if spread[m] is None else f" +/- {spread[m]:.2g}") for m in METRICS]
+        rows.append(["mean +/- 2 std", *cells, str(result["count"]["slices"])])
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)]
     if result["targets_without_reconstruction"]:
         lines.append(f"{len(result['targets_without_reconstruction'])} targets have no reconstruction and do not count")
     lines.append("fastMRI convention: crop to target width, data range = volume maximum, SSIM 7x7 mean over slices")
     return "\n".join(lines)
-
-
-def _numbers(volume: Mapping[str, Any]) -> str:
-    return "  ".join(f"{m.upper()} {volume[m]:.4g}" for m in METRICS) + f"  ({volume['slices']} slices)"
 
 
 def _pairs(reconstruction: Path, target: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:

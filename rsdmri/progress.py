@@ -93,7 +93,7 @@ class _Lines:
     def finish(self, word: str) -> None:
         elapsed = self._clock() - self._start
         if elapsed >= _QUIET_SECONDS:
-            amount = f"{self._done:.6g}" if word == "done" or self._total is None else self._amount()
+            amount = _count(self._done) if word == "done" or self._total is None else self._amount()
             self._write(", ".join([f"{self._title}: {word}, {amount} in {_duration(elapsed)}", *_shown(self._values)]))
 
     def _state(self, elapsed: float) -> str:
@@ -105,9 +105,9 @@ class _Lines:
 
     def _amount(self) -> str:
         if self._total is None:
-            return f"{self._done:.6g}"
+            return _count(self._done)
         percent = 100 * self._done / self._total if self._total else 100
-        return f"{percent:.0f} % ({self._done:.6g}/{self._total:.6g})"
+        return f"{percent:.0f} % ({_count(self._done)}/{_count(self._total)})"
 
     def _write(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -157,6 +157,10 @@ class _LiveBar:
 
 def _shown(values: dict[str, float | str]) -> list[str]:
     return [f"{k.replace('_', ' ')} {v if isinstance(v, str) else format(v, '.4g')}" for k, v in values.items()]
+
+
+def _count(amount: float) -> str:
+    return f"{amount:.0f}" if abs(amount - round(amount)) < 0.05 else f"{amount:.1f}"
 
 
 def _duration(seconds: float) -> str:

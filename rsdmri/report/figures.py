@@ -1,7 +1,7 @@
 """Figures of images, reconstructions, k-space and training. Each call returns a `Figure` of its own.
 
 Magnitudes are shown in grey, black at 0, one window per figure; errors and standard deviations in one fifth of that
-window. Colours are Okabe and Ito's, which colour-blind readers can tell apart. Save with `rsdmri.report.png.save_png`.
+window. Colours are Okabe and Ito's, which colour-blind readers can tell apart. Save with `save_png`.
 """
 
 import math
@@ -19,7 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from rsdmri.errors import InputError
 from rsdmri.metrics.image import nmse, ssim
-from rsdmri.report.png import common_window, magnitudes
+from rsdmri.report.png import common_window, magnitudes, save_image_png, save_png
+
+__all__ = ["image_grid", "kspace_figure", "loss_figure", "reconstruction_figure", "save_image_png", "save_png"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 ERROR_FACTOR = 5

@@ -6,6 +6,7 @@ batch axis (batch, 1, x) or (batch, y, x). The ACS (autocalibration signal) is t
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def inclusion(family: str, width: int, *, acceleration: float, center_fraction: 
     if family == "random":
         probability = np.full(width, _line_probability(width, acceleration, n_acs))
     elif family == "variable-density":
-        probability = _variable_density(width, acceleration, n_acs)
+        probability = _variable_density(width, acceleration, n_acs).copy()
     else:
         spacing = _spacing(width, acceleration, n_acs)
         offsets = round(spacing)
@@ -220,6 +221,7 @@ def _equispaced(width: int, spacing: float, offset: int) -> np.ndarray[tuple[int
     return np.around(np.arange(offset, width - 1, spacing)).astype(np.int64)
 
 
+@lru_cache(maxsize=64)
 def _variable_density(width: int, acceleration: float, n_acs: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Independent line probabilities, 1 in the ACS, falling with |k| outside, with sum ``width / acceleration``."""
     radius = np.abs(np.arange(width) - width // 2) / max(width / 2, 1)
@@ -231,7 +233,9 @@ def _variable_density(width: int, acceleration: float, n_acs: int) -> np.ndarray
         middle = (low + high) / 2
         expected = np.minimum(middle * density, 1).sum() if middle > 0 else float(n_acs)
         low, high = (middle, high) if expected < width / acceleration else (low, middle)
-    return np.minimum(high * density, 1)
+    probability = np.minimum(high * density, 1)
+    probability.setflags(write=False)  # shared by all callers
+    return probability
 
 
 def _center(width: int, lines: int) -> slice:

@@ -101,8 +101,12 @@ def simulate(
 
 @app.command()
 def train(
-    data: Annotated[Path | None, typer.Option(help="manifest.tsv or folder of scans; simulated scans if left out")] = None,
-    acceleration: Annotated[float | None, typer.Option(help="R at which fully sampled scans are undersampled [4]")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="manifest.tsv or folder of scans; simulated scans if left out")
+    ] = None,
+    acceleration: Annotated[
+        float | None, typer.Option(help="R at which fully sampled scans are undersampled [4]")
+    ] = None,
     stage: Annotated[StageChoice, typer.Option(help="which stages to train")] = StageChoice.all,
     recipe: Annotated[Path | None, typer.Option(help="TOML recipe")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override one setting, key=value; repeatable")] = None,

@@ -48,7 +48,7 @@ class AcquisitionConfig(Section):
     acceleration: float = Field(4.0, ge=1)
     mask: Literal["random", "variable-density", "equispaced_fraction"] = "random"
     center_fraction: float | None = Field(None, gt=0, lt=1, description="ACS share; empty: 0.32/R, at least 8 lines")
-    further_drop: int | None = Field(None, ge=1, description="lines that the further mask drops; empty: about W/R/(R+1)")
+    further_drop: int | None = Field(None, ge=1, description="lines the further mask drops; empty: W/R - W/(R+1)")
 
 
 class NetworkConfig(Section):

@@ -57,12 +57,10 @@ def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> D
     """Denoiser with freshly initialised weights, the same for the same seed."""
     network = config.network
     autocast = network.precision == "bfloat16" or (network.precision == "auto" and device.type != "cpu")
-    unet = UNet(
-        channels=network.channels, blocks=network.blocks, attention=network.attention, dropout=network.dropout
-    )
+    unet = UNet(channels=network.channels, blocks=network.blocks, attention=network.attention, dropout=network.dropout)
     unet.initialise(torch_generator(config.seed, "init"))
     denoiser = Denoiser(unet, sigma_data, network.preconditioning, network.cg_iterations, autocast)
-    return denoiser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return denoiser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Prior:
@@ -141,7 +139,12 @@ class Prior:
 
 
 def save_prior(
-    folder: Path, denoiser: Denoiser, generator: Generator | None, bank: Acquisitions, config: Config, facts: dict[str, Any]
+    folder: Path,
+    denoiser: Denoiser,
+    generator: Generator | None,
+    bank: Acquisitions,
+    config: Config,
+    facts: dict[str, Any],
 ) -> None:
     """Write ``model.safetensors``, the model card and, last, ``config.json`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +217,7 @@ def model_card(meta: dict[str, Any], bank: Acquisitions) -> str:
         "kind": "one-step generator with its teacher" if meta["kind"] == "prior" else "ambient diffusion teacher",
         "trained on": meta.get("trained_on", "unknown"),
         "matrix": f"{height} x {width}, {coils} coils",
-        "acceleration": f"{acquisition['acceleration']:g} ({acquisition['mask']} masks), further mask drops {bank.drop}",
+        "acceleration": f"{acquisition['acceleration']:g} ({acquisition['mask']} masks); {bank.drop} dropped further",
         "scale": "whitened k-space divided by the 99th percentile of its centre-only root-sum-of-squares image",
         "parameters": f"{meta['parameters']:,}",
         "training": meta.get("training", "unknown"),
@@ -230,8 +233,8 @@ def model_card(meta: dict[str, Any], bank: Acquisitions) -> str:
             *lines,
             "",
             "Samples and reconstructions far from the training data (anatomy, contrast, field strength, matrix, coils,",
-            "acceleration) can look right and be wrong. Generative models can memorise training images: compare samples",
-            "with them before sharing. Coil maps of the training scans are part of the weights file.",
+            "acceleration) can look right and be wrong. Generative models can memorise training images: compare",
+            "samples with them before sharing. Coil maps of the training scans are part of the weights file.",
             "",
         ]
     )

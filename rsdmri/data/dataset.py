@@ -1,7 +1,7 @@
 """Training data: acquired samples of undersampled slices, and nothing else.
 
-The mask of a fully sampled file is drawn once per (file, slice) from a stored seed and never changes; what it leaves out
-is never read (`read_acquired`). Coil maps and scale come from the acquired centre alone. Batches depend on
+The mask of a fully sampled file is drawn once per (file, slice) from a stored seed and never changes; what it leaves
+out is never used (`read_acquired`). Coil maps and scale come from the acquired centre alone. Batches depend on
 (seed, step) only, so that a resumed run sees what an uninterrupted one would have seen.
 """
 
@@ -111,8 +111,7 @@ class TrainingSlices:
         for index in range(shape.slices):
             mask = shape.mask if shape.prospective else self.law.draw(shape.x, path.name, index)
             mask = torch.as_tensor(np.asarray(mask)).reshape(-1, shape.x)
-            if shape.absent is not None:
-                mask = mask & ~torch.as_tensor(shape.absent)
+            mask = mask & ~torch.as_tensor(shape.absent)
             self.buckets.setdefault((shape.coils, shape.y, shape.x), []).append(len(self.slices))
             self.slices.append(SliceRef(shape, path, index, mask))
 
@@ -183,9 +182,9 @@ class TrainingSlices:
 
         sd^2 = mean over slices of (1 / 2 pixels) sum_k |y_k|^2 / P(k acquired), less the noise.
         """
-        items = np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)
+        count = min(most, len(self))
         powers = []
-        for item in sorted(set(items.tolist())):
+        for item in [k * len(self) // count for k in range(count)]:
             ref, prepared = self.slices[item], self[item]
             density = self._density(ref).clamp_min(1e-6)
             support = prepared.maps.abs().square().sum(0)
@@ -211,14 +210,14 @@ class TrainingSlices:
 
     def _check_coverage(self) -> None:
         for width, counts in self.coverage().items():
-            absent = [ref.file.absent for ref in self.slices if ref.file.x == width and ref.file.absent is not None]
-            needed = ~torch.as_tensor(np.logical_and.reduce(absent)) if absent else torch.ones(width, dtype=torch.bool)
+            absent = np.stack([ref.file.absent for ref in self.slices if ref.file.x == width])
+            needed = ~torch.as_tensor(absent.all(axis=0))
             drawn = any(ref.file.x == width and not ref.file.prospective for ref in self.slices)
             if drawn and not bool((self.law.inclusion(width)[needed] > 0).all()):
                 raise InputError(f"masks of the family {self.law.family} never acquire some lines; use random")
             missing = int((counts[needed] == 0).sum())
             if missing and not drawn:
                 raise InputError(
-                    f"{missing} of {width} phase-encode lines are acquired in no training scan (all share too similar a "
-                    "mask), so nothing can learn them; add scans with other masks"
+                    f"{missing} of {width} phase-encode lines are acquired in no training scan (their masks are too "
+                    "much alike), so nothing can learn them; add scans with other masks"
                 )

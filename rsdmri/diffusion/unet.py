@@ -18,7 +18,9 @@ def _groups(channels: int) -> int:
 
 
 class NoiseEmbedding(nn.Module):
-    """Embed c_noise ``(batch,)`` into ``(batch, width)`` by random-free Fourier features and two linear layers."""
+    """Embed c_noise ``(batch,)`` into ``(batch, width)`` by fixed Fourier features and two linear layers."""
+
+    frequencies: Tensor
 
     def __init__(self, width: int, features: int = 32):
         super().__init__()
@@ -64,7 +66,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over all positions, one head per 32 channels where that divides; starts as the identity."""
+    """Residual self-attention over all positions, a head per 32 channels where that divides; starts as the identity."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -8,7 +8,6 @@ estimate, weighed by how far each can be trusted,
 import torch
 from torch import Tensor
 
-from rsdmri.diffusion.schedule import complex_noise
 from rsdmri.errors import InputError
 from rsdmri.physics.sense import Sense
 from rsdmri.physics.solve import conjugate_gradient

@@ -67,7 +67,7 @@ class TeacherStage:
         self.batch = self.settings.batch
         self.denoiser, self.batches, self.shards = denoiser.train(), batches, shards
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-        self.parameters = list(denoiser.parameters())
+        self.parameters: list[Tensor] = list(denoiser.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=self.settings.learning_rate)
 
     def step(self, index: int, progress: float) -> Metrics:
@@ -121,12 +121,10 @@ class PriorStage:
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self._frozen_fake = _view(self.fake_score)
         self.batches, self.shards = batches, shards
-        self._of_generator = list(self.generator.parameters())
-        self._of_fake = list(self.fake_score.parameters())
+        self._of_generator: list[Tensor] = list(self.generator.parameters())
+        self._of_fake: list[Tensor] = list(self.fake_score.parameters())
         self.optimiser = torch.optim.Adam(self._of_generator, lr=self.settings.learning_rate, betas=(0.0, 0.999))
-        self.fake_optimiser = torch.optim.Adam(
-            self._of_fake, lr=self.settings.fake_learning_rate, betas=(0.0, 0.999)
-        )
+        self.fake_optimiser = torch.optim.Adam(self._of_fake, lr=self.settings.fake_learning_rate, betas=(0.0, 0.999))
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take one step of the fake score and one of the generator, on the same generated images."""

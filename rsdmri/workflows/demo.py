@@ -126,12 +126,13 @@ def compare_samples(prior: Prior, config: Config, scans: list[Path], pace: Pace)
             parts.append(np.abs(reference_images(read_scan(path), law)))
             bar.advance()
     reference = np.concatenate(parts)
-    probe, rate = timed_samples(prior, 8, teacher=True, seed=config.seed)
+    _, rate = timed_samples(prior, 8, teacher=True, seed=config.seed)
     count = int(np.clip(pace.teacher_seconds * rate, 32, pace.images))
     drawn = {"teacher": timed_samples(prior, count, teacher=True, seed=config.seed)}
     drawn["prior"] = timed_samples(prior, count, seed=config.seed)
     target = image_features(reference)
-    rows, lines = [], []
+    rows: list[dict[str, Any]] = []
+    lines = []
     for name, (images, speed) in drawn.items():
         features = image_features(np.abs(images))
         distance = frechet_distance(features, target)

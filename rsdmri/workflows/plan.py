@@ -20,8 +20,8 @@ def mask_law(config: Config) -> MaskLaw:
     acquisition = config.acquisition
     if acquisition.mask == "equispaced_fraction":
         raise InputError(
-            "mask family equispaced_fraction: the lines of a further mask give its grid away, and lines off the grid can "
-            "then never be acquired, so the teacher cannot learn them; train with --set acquisition.mask=random"
+            "mask family equispaced_fraction: the lines of a further mask give its grid away, and lines off the grid "
+            "can then never be acquired, so the teacher cannot learn them; train with --set acquisition.mask=random"
         )
     return MaskLaw(
         acquisition.mask, acquisition.acceleration, acquisition.center_fraction, acquisition.further_drop, config.seed
@@ -50,7 +50,7 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
     """Work out what training on ``slices`` will do; nothing is read but shapes and masks."""
     ref = slices.slices[0]
     width, nominal = ref.file.x, config.acquisition.acceleration
-    achieved = [masks.achieved_acceleration(r.mask, _absent(r.file.absent)) for r in slices.slices]
+    achieved = [masks.achieved_acceleration(r.mask, torch.as_tensor(r.file.absent)) for r in slices.slices]
     scans = len({r.path for r in slices.slices})
     drop = slices.further_drop()
     unet = UNet(channels=config.network.channels, blocks=config.network.blocks, attention=config.network.attention)
@@ -61,7 +61,8 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
     family = "as acquired (prospective)" if ref.file.prospective else config.acquisition.mask
     counts = slices.coverage()[width]
     lines = [
-        f"data: {source}: {scans} scans, {len(slices)} slices, matrix {ref.file.y} x {ref.file.x}, {ref.file.coils} coils",
+        f"data: {source}: {scans} scans, {len(slices)} slices, matrix {ref.file.y} x {ref.file.x}, "
+        f"{ref.file.coils} coils",
         f"acceleration: nominal {nominal:g}, achieved {np.mean(achieved):.2f} (from {min(achieved):.2f} to "
         f"{max(achieved):.2f}); ACS {min(masks.acs_lines(r.mask) for r in slices.slices)} lines; masks: {family}; "
         f"the further mask drops {drop}",
@@ -90,7 +91,3 @@ def activation_numbers(network: nn.Module, size: tuple[int, ...]) -> int:
         for handle in handles:
             handle.remove()
     return total
-
-
-def _absent(absent: np.ndarray | None) -> Tensor | None:
-    return None if absent is None else torch.as_tensor(absent)

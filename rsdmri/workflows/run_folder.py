@@ -44,8 +44,8 @@ class RunFolder:
             changed = _difference(load_config(file), config)
             if changed:
                 raise InputError(
-                    f"{self.path}: holds a run with other settings ({'; '.join(changed)}); choose another --out to start "
-                    "afresh, or give the same settings to go on"
+                    f"{self.path}: holds a run with other settings ({'; '.join(changed)}); choose another --out to "
+                    "start afresh, or give the same settings to go on"
                 )
         write_text(file, config.to_toml())
         self.checkpoints.mkdir(exist_ok=True)
@@ -70,16 +70,16 @@ class RunFolder:
             InputError: a living process of this machine holds the lock.
         """
         file = self.path / ".lock"
-        mine = {"pid": os.getpid(), "host": socket.gethostname()}
+        host = socket.gethostname()
         while True:
             try:
                 descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
                 break
             except FileExistsError:
-                _check_holder(file, mine["host"])
+                _check_holder(file, host)
                 file.unlink(missing_ok=True)
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            json.dump(mine, handle)
+            json.dump({"pid": os.getpid(), "host": host}, handle)
         try:
             yield
         finally:

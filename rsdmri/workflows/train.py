@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from rsdmri import __version__
 from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.simulate import write_simulated
-from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.objectives import Batch
-from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
 from rsdmri.priors import BANK_BYTES, Acquisitions, Prior, build_denoiser, load_prior, save_prior
@@ -112,7 +109,14 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, folder: RunFolder, slices: TrainingSlices, plan: Plan, device: torch.device, source: str, say: Say
+        self,
+        config: Config,
+        folder: RunFolder,
+        slices: TrainingSlices,
+        plan: Plan,
+        device: torch.device,
+        source: str,
+        say: Say,
     ):
         self.config, self.folder, self.slices, self.plan = config, folder, slices, plan
         self.device, self.source, self.say = device, source, say
@@ -127,9 +131,8 @@ class Trainer:
             schedule = Schedule(self._steps("teacher", budget.teacher), budget.teacher)
             report = self._train(teacher_stage, schedule, "Training teacher")
             if report is not None:
-                save_prior(
-                    self.folder.path / "teacher", teacher_stage.average, None, self.bank, self.config, self._facts(report)
-                )
+                facts = self._facts(report)
+                save_prior(self.folder.path / "teacher", teacher_stage.average, None, self.bank, self.config, facts)
         if stage in ("all", "prior"):
             teacher = self._teacher()
             prior_stage = PriorStage(self.config, teacher.denoiser, self.batches, self.shards)
@@ -230,7 +233,8 @@ class Trainer:
         chosen = sorted(numpy_generator(self.config.seed, "bank").choice(group, count, replace=False).tolist())
         prepared = [self.slices[item] for item in chosen]
         mask = torch.stack([p.mask.reshape(-1, p.mask.shape[-1]) for p in prepared])
-        return Acquisitions(torch.stack([p.maps for p in prepared]).to(self.device), mask.to(self.device), self.plan.drop)
+        maps = torch.stack([p.maps for p in prepared])
+        return Acquisitions(maps.to(self.device), mask.to(self.device), self.plan.drop)
 
 
 @contextmanager

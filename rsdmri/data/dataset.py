@@ -192,7 +192,7 @@ class TrainingSlices:
             noise = prepared.sigma_y**2 * prepared.kspace.shape[0]
             lines = torch.where(prepared.mask, (samples - noise) / density, 0)
             powers.append(float(lines.sum() / (2 * support.numel())))
-        return float(np.sqrt(max(np.mean(powers), 1e-8)))
+        return max(sum(powers) / count, 1e-8) ** 0.5
 
     def coverage(self) -> dict[int, Tensor]:
         """For each matrix width: how many slices acquired each line, ``(x,)``."""

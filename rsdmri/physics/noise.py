@@ -15,6 +15,8 @@ from rsdmri.physics.fourier import ifft1c
 _MOST_SLICES = 8  # evenly spaced; more would not change the estimate
 _LEAST_SHARE = 0.06  # of the readout rows: what is used where no background can be told from signal
 _FLOOR = 1e-5  # least noise amplitude, relative to the brightest readout row (noise-free simulations)
+_ROUNDING = 1e-12  # energy of a row, relative to the brightest, that is only rounding
+_EMPTY = "none, the scan is empty"
 _COIL_FLOOR = 1e-4  # least noise variance of a coil, relative to the median coil (dead coils)
 
 
@@ -61,7 +63,10 @@ def combine_estimates(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
     """
     if not estimates:
         raise ValueError("estimates: expected at least one")
-    weights = torch.tensor([max(estimate.samples, 1e-6) for estimate in estimates], dtype=torch.float64)
+    # floors and empty slices rest on no samples; their values would drown noise in small units
+    filled = [estimate for estimate in estimates if estimate.source != _EMPTY] or list(estimates[:1])
+    estimates = [estimate for estimate in filled if estimate.samples > 0] or filled[:1]
+    weights = torch.tensor([max(estimate.samples, 1) for estimate in estimates], dtype=torch.float64)
     stacked = torch.stack([estimate.covariance for estimate in estimates])
     covariance = torch.einsum("s,sij->ij", (weights / weights.sum()).to(stacked.dtype), stacked)
     return NoiseEstimate(covariance, sum(estimate.samples for estimate in estimates), estimates[0].source)
@@ -115,15 +120,15 @@ def _background_rows(inner: Tensor, outer: Tensor, n_coils: int, n_inner: int, n
     """Which rows [slices, y] are background, and whether they could be told from signal; energies [slices, y, coil]."""
     level = outer.mean(dim=(0, 1)).clamp(min=torch.finfo(outer.dtype).tiny)
     inner_energy, outer_energy = (inner / level).sum(-1), (outer / level).sum(-1)
-    usable = outer_energy > 1e-12 * outer_energy.max()
-    usable = usable if bool(usable.any()) else torch.ones_like(usable)
+    silent = outer_energy <= _ROUNDING * outer_energy.max()  # filtered out, or a simulation without noise
     spread = (1 / (n_coils * n_inner) + 1 / (n_coils * n_outer)) ** 0.5
-    rows = usable & (inner_energy < (1.1 + 3 * spread) * outer_energy)
-    least = max(1, round(_LEAST_SHARE * int(usable.sum())))
+    rows = ~silent & (inner_energy < (1.1 + 3 * spread) * outer_energy)
+    least = max(1, round(_LEAST_SHARE * rows.numel()))
     if int(rows.sum()) >= least:
         return rows, True
-    limit = inner_energy[usable].kthvalue(least).values
-    return usable & (inner_energy <= limit), False
+    if int(silent.sum()) >= least:
+        return silent, True
+    return inner_energy <= inner_energy.flatten().kthvalue(least).values, False
 
 
 def _from_points(kspace: Tensor, mask: Tensor) -> NoiseEstimate:
@@ -158,11 +163,11 @@ def _estimate(samples: Tensor, filled: float, brightest: float, source: str) -> 
     typical = float(alive.median()) if len(alive) else 0.0
     floor = max(_FLOOR**2 * brightest, _COIL_FLOOR * typical)
     if typical <= _FLOOR**2 * brightest:
-        source = f"floor, {source} holds no noise"
+        source, filled = f"floor, {source} holds no noise", 0.0
     if floor == 0:
-        return NoiseEstimate(torch.eye(n_coils, dtype=covariance.dtype), 0, "none, the scan is empty")
+        return NoiseEstimate(torch.eye(n_coils, dtype=covariance.dtype), 0, _EMPTY)
     covariance = covariance + torch.diag_embed((floor - variance).clamp(min=0)).to(covariance.dtype)
-    return NoiseEstimate(covariance.cpu(), max(1, round(count * filled)), source)
+    return NoiseEstimate(covariance.cpu(), round(count * filled), source)
 
 
 def _lines_with_data(kspace: Tensor, mask: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ def run(module, *arguments):
     return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("arguments", [("check", "."), ("format", "--check", ".")], ids=["lint", "format"])
+@pytest.mark.parametrize(
+    "arguments", [("check", "."), ("format", "--check", "rsdmri", "tests")], ids=["lint", "format"]
+)
 def test_ruff(arguments):
     pytest.importorskip("ruff", reason="ruff is not installed; it comes with the extra test")
     result = run("ruff", *arguments, "--no-cache")

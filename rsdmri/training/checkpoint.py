@@ -68,10 +68,18 @@ def remove_orphans(folder: Path) -> None:
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write named tensors and JSON metadata as one safetensors file, atomically."""
+    """Write named tensors and JSON metadata as one safetensors file, atomically.
+
+    Errors:
+        InputError: the disk refuses; a file that was there before stays.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={"rsdmri": json.dumps(meta, sort_keys=True)})
+    try:
+        with atomic_path(path) as temporary:
+            save_file(plain, temporary, metadata={"rsdmri": json.dumps(meta, sort_keys=True)})
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: cannot be written ({reason}); free some disk or check the folder") from None
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

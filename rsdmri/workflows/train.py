@@ -25,7 +25,7 @@ from rsdmri.training.checkpoint import latest_checkpoint, save_checkpoint
 from rsdmri.training.loop import Schedule, StepReport, run_stage
 from rsdmri.training.shards import Shards
 from rsdmri.training.stages import PriorStage, Stage, TeacherStage
-from rsdmri.workflows.plan import Plan, open_slices, plan_training
+from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
 from rsdmri.workflows.run_folder import RunFolder
 
 StageName = Literal["all", "teacher", "prior"]
@@ -74,10 +74,16 @@ def train(
     with folder.lock() if folder is not None else _nothing():
         if folder is not None:
             folder.adopt(config)
-        slices, plan, source = _open(config, out, say)
-        if folder is None:
-            return out
-        _prepare(slices)
+        try:
+            _check_before(config, out, stage)
+            slices, plan, source = _open(config, out, say)
+            if folder is None:
+                return out
+            _prepare(slices)
+        except InputError:
+            if folder is not None:
+                folder.give_up()
+            raise
         trainer = Trainer(config, folder, slices, plan, target, source, say)
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
         trainer.run(stage, split_budget(left, config.teacher.share, stage))
@@ -131,7 +137,7 @@ class Trainer:
             schedule = Schedule(self._steps("teacher", budget.teacher), budget.teacher)
             report = self._train(teacher_stage, schedule, "Training teacher")
             if report is not None:
-                facts = self._facts(report)
+                facts = self._facts(report, teacher_stage.batch)
                 save_prior(self.folder.path / "teacher", teacher_stage.average, None, self.bank, self.config, facts)
         if stage in ("all", "prior"):
             teacher = self._teacher()
@@ -145,7 +151,7 @@ class Trainer:
                     prior_stage.average,
                     self.bank,
                     self.config,
-                    self._facts(report) | {"teacher_training": teacher.meta.get("training", "")},
+                    self._facts(report, prior_stage.batch) | {"teacher_training": teacher.meta.get("training", "")},
                 )
 
     def batches(self, count: int, *key: object) -> Batch:
@@ -215,8 +221,8 @@ class Trainer:
         except InputError as error:
             raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
 
-    def _facts(self, report: StepReport) -> dict[str, Any]:
-        images = report.step * self.config.teacher.batch
+    def _facts(self, report: StepReport, batch: int) -> dict[str, Any]:
+        images = report.step * batch
         return {
             "trained_on": self.source,
             "training": f"{report.step} steps, {images} images, {report.elapsed:.0f} s",
@@ -259,6 +265,16 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
+
+
+def _check_before(config: Config, out: Path, stage: StageName) -> None:
+    """Refuse at once what would otherwise fail after minutes of simulating and preparing."""
+    law = mask_law(config)
+    if not config.data.path:
+        size = config.simulate.size
+        masks.check_acceleration(size, law.acceleration, law.fraction(size))
+    if stage == "prior" and not (out / "teacher" / "config.json").is_file():
+        raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 
 
 def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, str]:

@@ -20,6 +20,9 @@ from rsdmri.training.checkpoint import remove_orphans
 FREE = ("steps", "teacher.steps", "prior.steps", "checkpoint_every", "workers", "data.cache_gb", "teacher.share")
 
 
+_held: set[Path] = set()  # locks of this very process
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -28,9 +31,11 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        self._made = not Path(path).exists()
         self.path = output_directory(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self._adopted = False
 
     def adopt(self, config: Config) -> bool:
         """Write ``config.toml``; return whether a run with the same settings was here before.
@@ -48,9 +53,17 @@ class RunFolder:
                     "start afresh, or give the same settings to go on"
                 )
         write_text(file, config.to_toml())
+        self._adopted = not known
         self.checkpoints.mkdir(exist_ok=True)
         remove_orphans(self.checkpoints)
         return known
+
+    def give_up(self) -> None:
+        """Take `adopt` back where it wrote the first settings: the data were refused, so there is no run yet."""
+        if self._adopted and not any(self.checkpoints.iterdir()):
+            (self.path / "config.toml").unlink(missing_ok=True)
+            self.checkpoints.rmdir()
+            self._adopted = False
 
     def rewind_metrics(self, stage: str, step: int) -> None:
         """Drop rows of ``stage`` later than ``step``, which a resumed run writes again."""
@@ -64,7 +77,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training here at the same time.
+        """Keep other processes from training here at the same time; afterwards an empty new folder is removed.
 
         Errors:
             InputError: a living process of this machine holds the lock.
@@ -80,10 +93,14 @@ class RunFolder:
                 file.unlink(missing_ok=True)
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             json.dump({"pid": os.getpid(), "host": host}, handle)
+        _held.add(file.resolve())
         try:
             yield
         finally:
+            _held.discard(file.resolve())
             file.unlink(missing_ok=True)
+            if self._made and not any(self.path.iterdir()):
+                self.path.rmdir()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -105,7 +122,8 @@ def _check_holder(file: Path, host: str) -> None:
         pid, where = int(holder["pid"]), str(holder["host"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if where == host and not _alive(pid):
+    reused = pid == os.getpid() and file.resolve() not in _held  # numbers start anew in a restarted container
+    if where == host and (reused or not _alive(pid)):
         return
     raise InputError(
         f"{file.parent}: process {pid} on {where} is training here; wait for it, choose another --out, or delete "

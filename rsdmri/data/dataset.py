@@ -22,7 +22,7 @@ from rsdmri.physics.noise import NoiseEstimate, combine_estimates, estimate_cova
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.runtime import numpy_generator
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, int, int, int, bool]  # coils, y, x, rows of the mask, prospective
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SliceRef:
 
 
 class TrainingSlices:
-    """Prepared slices of a set of scans, grouped by (coils, y, x).
+    """Prepared slices of a set of scans, grouped by (coils, y, x) and kind of mask.
 
     Args:
         entries: scans of the training split.
@@ -112,7 +112,8 @@ class TrainingSlices:
             mask = shape.mask if shape.prospective else self.law.draw(shape.x, path.name, index)
             mask = torch.as_tensor(np.asarray(mask)).reshape(-1, shape.x)
             mask = mask & ~torch.as_tensor(shape.absent)
-            self.buckets.setdefault((shape.coils, shape.y, shape.x), []).append(len(self.slices))
+            kind = (shape.coils, shape.y, shape.x, len(mask), shape.prospective)
+            self.buckets.setdefault(kind, []).append(len(self.slices))
             self.slices.append(SliceRef(shape, path, index, mask))
 
     def __len__(self) -> int:

@@ -56,7 +56,7 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
     unet = UNet(channels=config.network.channels, blocks=config.network.blocks, attention=config.network.attention)
     largest = max(slices.buckets, key=lambda shape: shape[1] * shape[2])
     batch = max(config.teacher.batch, config.prior.batch)
-    activations = activation_numbers(unet, largest[1:])
+    activations = activation_numbers(unet, largest[1:3])
     memory = 4 * (10 * parameter_count(unet) + 3 * batch * (activations + 8 * 2 * largest[0] * largest[1] * largest[2]))
     family = "as acquired (prospective)" if ref.file.prospective else config.acquisition.mask
     counts = slices.coverage()[width]

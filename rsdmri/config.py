@@ -164,13 +164,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not valid TOML ({reason}); correct that line") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply to be a recipe; give a TOML recipe") from None
 
 
 def _parse_value(text: str) -> Any:
     """Read ``text`` as a TOML value, else as a plain string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

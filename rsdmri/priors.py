@@ -112,10 +112,7 @@ class Prior:
             batch: images at once.
             advance: called with the number of images after each batch.
         """
-        if n < 1:
-            raise InputError(f"--n {n}: must be at least 1")
-        if not teacher and self.generator is None:
-            raise InputError("this run has a teacher but no one-step prior yet; finish rsdmri train or use --teacher")
+        self.check_request(n, teacher=teacher, steps=steps)
         images = []
         for count, operator, noise in self._draws(n, seed, batch):
             with torch.no_grad():
@@ -126,6 +123,15 @@ class Prior:
             images.append(drawn.cpu())
             advance(count)
         return torch.cat(images)
+
+    def check_request(self, n: int, *, teacher: bool = False, steps: int = 18) -> None:
+        """Raise `InputError` where `sample` would."""
+        if n < 1:
+            raise InputError(f"--n {n}: must be at least 1")
+        if teacher and steps < 1:
+            raise InputError(f"--steps {steps}: must be at least 1")
+        if not teacher and self.generator is None:
+            raise InputError("this run has a teacher but no one-step prior yet; finish rsdmri train or use --teacher")
 
     def _draws(self, n: int, seed: int, batch: int) -> Iterator[tuple[int, Sense, Tensor]]:
         for start in range(0, n, batch):
@@ -191,7 +197,7 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
             generator.denoiser.load_state_dict(_part("generator.", tensors))
         maps = torch.view_as_complex(tensors["bank.maps"]).to(target)
         bank = Acquisitions(maps, tensors["bank.mask"].to(target), int(meta["further_drop"]))
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{folder}: weights and config.json do not fit ({reason}); copy the whole folder") from None
     return Prior(denoiser, generator, bank, config, meta)

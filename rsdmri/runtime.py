@@ -26,8 +26,8 @@ def select_device(name: str = "auto") -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros((), device=device).item()  # "meta" has no values
+    except (RuntimeError, AssertionError, ImportError):
         raise InputError(f"--device {name}: not available here; use auto or cpu") from None
     return device
 

@@ -40,6 +40,7 @@ def sample(
     """
     prepare_process()
     prior = load_prior(newest_prior() if path is None else path, device)
+    prior.check_request(n, teacher=teacher, steps=steps)
     folder = output_directory(out)
     images, rate = timed_samples(prior, n, teacher=teacher, steps=steps, seed=seed)
     evaluations = 2 * steps - 1 if teacher else 1

@@ -31,9 +31,9 @@ METHODS = ("zero-filled", "sense", "l1-wavelet", "ambient-one-step", "rsd")
 SETTINGS: dict[str, Any] = {
     "simulate": {"scans": 72, "slices": 6, "size": 48, "coils": 8, "contrast": "T2w"},
     "acquisition": {"acceleration": 4.0},
-    "network": {"channels": [24, 64, 96]},
-    "teacher": {"batch": 16, "learning_rate": 1e-3, "ema_images": 8000.0, "share": 0.6},
-    "prior": {"batch": 16, "learning_rate": 5e-5, "fake_learning_rate": 1e-4, "ema_images": 4000.0},
+    "network": {"channels": [16, 48, 96]},
+    "teacher": {"batch": 16, "learning_rate": 1.5e-3, "ema_images": 8000.0, "share": 0.5},
+    "prior": {"batch": 8, "learning_rate": 1e-4, "fake_learning_rate": 2e-4, "ema_images": 3000.0},
 }
 
 

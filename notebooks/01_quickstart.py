@@ -19,6 +19,7 @@
 # Set `RSDMRI_SHORT=1` to run everything in about a minute with worse pictures.
 
 # %%
+# %matplotlib inline
 import os
 import tempfile
 from pathlib import Path

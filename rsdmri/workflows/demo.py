@@ -18,7 +18,7 @@ from rsdmri.metrics.distribution import bootstrap, describe_features, frechet_di
 from rsdmri.priors import Prior, load_prior
 from rsdmri.progress import progress
 from rsdmri.report.demo_report import DemoResults, ReconstructedScan, write_demo_report
-from rsdmri.runtime import numpy_generator, prepare_process
+from rsdmri.runtime import numpy_generator, prepare_process, seed_of
 from rsdmri.workflows.plan import mask_law
 from rsdmri.workflows.reconstruct import Reconstruction, reconstruct, reference_images
 from rsdmri.workflows.run_folder import read_metrics
@@ -39,15 +39,23 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pace:
-    """How much the demo does: seconds of training, images per Frechet distance, seconds for the teacher's samples."""
+    """How much the demo does.
+
+    Attributes:
+        training: seconds for both stages.
+        images: samples of each sampler that the distances rest on, at most.
+        teacher_seconds: time that the teacher's samples may take.
+        reference: clean scans, of other subjects, that samples are compared with.
+    """
 
     training: float
     images: int
     teacher_seconds: float
+    reference: int
 
 
-FULL = Pace(training=640.0, images=256, teacher_seconds=75.0)
-QUICK = Pace(training=100.0, images=64, teacher_seconds=15.0)
+FULL = Pace(training=600.0, images=256, teacher_seconds=60.0, reference=40)
+QUICK = Pace(training=75.0, images=64, teacher_seconds=12.0, reference=12)
 
 
 def demo_config(quick: bool = False, seed: int = 0) -> Config:
@@ -55,8 +63,13 @@ def demo_config(quick: bool = False, seed: int = 0) -> Config:
     config = load_config().model_validate({**SETTINGS, "seed": seed})
     if not quick:
         return config
-    few = config.simulate.model_copy(update={"scans": 30, "slices": 4, "size": 32})
-    return config.model_copy(update={"simulate": few})
+    return config.model_copy(
+        update={
+            "simulate": config.simulate.model_copy(update={"scans": 30, "slices": 4, "size": 32}),
+            "network": config.network.model_copy(update={"channels": (16, 32, 64)}),
+            "teacher": config.teacher.model_copy(update={"warmup": 30, "share": 0.4}),
+        }
+    )
 
 
 def demo(
@@ -88,11 +101,11 @@ def demo(
         say("quick demo: little training at 32 x 32, so the pictures are worse than the full demo's")
     train(config, folder, budget=pace.training, device=device, say=say)
     prior = load_prior(folder / "prior", device)
-    scans = held_out_scans(config, folder)
-    samples = compare_samples(prior, config, scans, pace)
+    samples = compare_samples(prior, config, folder, pace)
     for line in samples["lines"]:
         say(line)
-    reconstructed = reconstruct_held_out(prior, config, scans[: 2 if quick else 4])
+    scans = held_out_scans(config, folder)
+    reconstructed = reconstruct_held_out(prior, config, scans[: 2 if quick else 6])
     results = DemoResults(
         config=config,
         quick=quick,
@@ -117,15 +130,24 @@ def held_out_scans(config: Config, folder: Path) -> list[Path]:
     return test + [entry.path for entry in entries if entry.split == "val"]
 
 
-def compare_samples(prior: Prior, config: Config, scans: list[Path], pace: Pace) -> dict[str, Any]:
-    """Samples of the teacher and the one-step prior, their speeds, and their distances to clean held-out images."""
+def clean_reference(config: Config, folder: Path, scans: int) -> np.ndarray:
+    """Magnitudes ``(n, y, x)`` of ``scans`` fully sampled scans of subjects that are in no split, in a prior's units."""
+    settings = config.simulate
+    others = settings.model_copy(update={"scans": scans, "seed": seed_of("reference", settings.seed) % 2**31})
+    manifest = simulate_into(config.model_copy(update={"simulate": others}), folder / "reference")
     law = mask_law(config)
-    with progress("Reading held-out scans", total=len(scans)) as bar:
+    entries = read_manifest(manifest)
+    with progress("Reading reference scans", total=len(entries)) as bar:
         parts = []
-        for path in scans:
-            parts.append(np.abs(reference_images(read_scan(path), law)))
+        for entry in entries:
+            parts.append(np.abs(reference_images(read_scan(entry.path), law)))
             bar.advance()
-    reference = np.concatenate(parts)
+    return np.concatenate(parts)
+
+
+def compare_samples(prior: Prior, config: Config, folder: Path, pace: Pace) -> dict[str, Any]:
+    """Samples of the teacher and the one-step prior, their speeds, and their distances to clean held-out images."""
+    reference = clean_reference(config, folder, pace.reference)
     _, rate = timed_samples(prior, 8, teacher=True, seed=config.seed)
     count = int(np.clip(pace.teacher_seconds * rate, 32, pace.images))
     drawn = {"teacher": timed_samples(prior, count, teacher=True, seed=config.seed)}
@@ -156,7 +178,7 @@ def compare_samples(prior: Prior, config: Config, scans: list[Path], pace: Pace)
     return {
         "rows": rows,
         "lines": lines,
-        "features": describe_features(drawn["prior"][0], target),
+        "features": describe_features(features, target),
         "floor": floor,
         "reference": reference,
         "teacher": drawn["teacher"][0],

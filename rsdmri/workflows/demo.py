@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "acquisition": {"acceleration": 4.0},
     "network": {"channels": [16, 48, 96]},
     "teacher": {"batch": 16, "learning_rate": 1.5e-3, "ema_images": 8000.0, "share": 0.5},
-    "prior": {"batch": 8, "learning_rate": 1e-4, "fake_learning_rate": 2e-4, "ema_images": 3000.0},
+    "prior": {"batch": 8, "alpha": 1.0, "learning_rate": 7e-5, "fake_learning_rate": 2e-4, "ema_images": 3000.0},
 }
 
 
@@ -131,7 +131,7 @@ def held_out_scans(config: Config, folder: Path) -> list[Path]:
 
 
 def clean_reference(config: Config, folder: Path, scans: int) -> np.ndarray:
-    """Magnitudes ``(n, y, x)`` of ``scans`` fully sampled scans of subjects that are in no split, in a prior's units."""
+    """Magnitudes ``(n, y, x)`` of ``scans`` full scans of subjects that are in no split, in a prior's units."""
     settings = config.simulate
     others = settings.model_copy(update={"scans": scans, "seed": seed_of("reference", settings.seed) % 2**31})
     manifest = simulate_into(config.model_copy(update={"simulate": others}), folder / "reference")

@@ -186,12 +186,18 @@ def _percent_bar(grid: _Grid, row: int) -> None:
 
 
 def kspace_figure(
-    kspace: ArrayLike, mask: ArrayLike, absent: ArrayLike | None = None, *, heading: str | None = None
+    kspace: ArrayLike,
+    mask: ArrayLike,
+    absent: ArrayLike | None = None,
+    *,
+    image: ArrayLike | None = None,
+    heading: str | None = None,
 ) -> Figure:
     """Acquired k-space magnitude (all coils, logarithmic) with what was skipped or is absent in flat colours.
 
     ``kspace`` (coil, y, x) or (y, x); ``mask`` bool (x,), (1, x) or (y, x), true where acquired; ``absent`` likewise,
-    true where the scanner never acquires. What ``mask`` excludes is not read: it may be NaN.
+    true where the scanner never acquires. What ``mask`` excludes is not read: it may be NaN. ``image`` (y, x), its
+    magnitude, is shown to the left.
     """
     k = np.asarray(kspace)
     k = k[None] if k.ndim == 2 else k
@@ -202,13 +208,18 @@ def kspace_figure(
     size = np.sqrt((np.abs(np.where(acquired, k, 0)) ** 2).sum(0))
     logarithm = np.log10(np.maximum(size / (size.max() or 1), 10**-_DECADES)) / _DECADES + 1
     side = 3.6
-    grid = _Grid((1, 1), (side, side * k.shape[1] / k.shape[2]), above=[0.24], right=1.75, heading=heading)
-    axes = grid.image(0, 0, np.ma.masked_where(~acquired, logarithm), 1)
+    cell, last = (side, side * k.shape[1] / k.shape[2]), int(image is not None)
+    grid = _Grid((1, 1 + last), cell, above=[0.24], right=1.75, heading=heading)
+    if image is not None:
+        x = magnitudes(image)
+        grid.image(0, 0, x[0], common_window(x))
+        grid.title(0, 0, "SENSE image, middle slice")
+    axes = grid.image(0, last, np.ma.masked_where(~acquired, logarithm), 1)
     flat = np.ma.masked_where(acquired, never)
     axes.imshow(flat, cmap=ListedColormap([_SKIPPED, _ABSENT]), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     lines = int(acquired.any(0).sum())
-    grid.title(0, 0, f"{lines} of {k.shape[2]} phase-encode lines, {100 * acquired.mean():.0f} % of samples")
-    left, bottom, _, height = grid.box(0, 0)
+    grid.title(0, last, f"{lines} of {k.shape[2]} phase-encode lines, {100 * acquired.mean():.0f} % of samples")
+    left, bottom, _, height = grid.box(0, last)
     labels = [("#808080", "acquired (log)"), (_SKIPPED, "skipped")] + [(_ABSENT, "absent")] * bool(never.any())
     for i, (colour, label) in enumerate(labels):
         y = bottom + height - 0.2 - 0.24 * i

@@ -80,7 +80,7 @@ def simulate(
     contrast: Annotated[Contrast, typer.Option(case_sensitive=False, help="tissue contrast")] = Contrast.mixed,
     seed: Seed = 0,
 ) -> None:
-    """Write simulated multicoil scans of warped heads, fastMRI-shaped, with a manifest."""
+    """Write simulated multicoil scans. Warped heads in fastMRI-style files, with a manifest."""
     from rsdmri.data.simulate import write_simulated
     from rsdmri.progress import progress
 
@@ -116,7 +116,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="seed of everything random [0]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
 ) -> None:
-    """Train the teacher and distil the one-step prior; the same command again goes on where it stopped."""
+    """Train a teacher and its one-step prior. The same command again goes on where it stopped."""
     from rsdmri.config import load_config
     from rsdmri.workflows.train import Interrupted, parse_duration
     from rsdmri.workflows.train import train as run
@@ -151,7 +151,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="output folder")] = Path("samples"),
     device: Device = "auto",
 ) -> None:
-    """Draw images from a prior: complex HDF5, a picture, and the rate."""
+    """Draw images from a prior. Writes complex HDF5 and a picture, prints the rate."""
     from rsdmri.workflows.sample import sample as run
 
     run(prior, n=n, teacher=teacher, steps=steps, seed=seed, out=out, device=device, say=typer.echo)
@@ -168,7 +168,7 @@ def reconstruct(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
-    """Reconstruct scans: prospectively undersampled ones as they are, fully sampled ones at R if asked."""
+    """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored."""
     from rsdmri.workflows.reconstruct import reconstruct_files
 
     rows = reconstruct_files(
@@ -195,7 +195,7 @@ def evaluate(
     target: Annotated[Path, typer.Argument(help="target file or folder")],
     out: Annotated[Path | None, typer.Option(help="write the figures as JSON, such as metrics.json")] = None,
 ) -> None:
-    """Score reconstructions by fastMRI's convention: NMSE, PSNR, SSIM per volume and their mean."""
+    """Score reconstructions against targets. NMSE, PSNR and SSIM by fastMRI's convention, per volume and mean."""
     from rsdmri.evaluation import evaluate as run
     from rsdmri.evaluation import format_table
 
@@ -207,7 +207,7 @@ def inspect(
     scan: Annotated[Path, typer.Argument(help="fastMRI-style HDF5 file")],
     png: Annotated[Path | None, typer.Option(help="write a thumbnail with the sampling pattern")] = None,
 ) -> None:
-    """Describe a scan: dimensions, coils, geometry, sampling, noise, warnings."""
+    """Describe a scan. Dimensions, coils, geometry, sampling, noise, warnings."""
     from rsdmri.workflows.inspect_scan import inspect_scan
 
     rows = inspect_scan(scan, png)
@@ -218,7 +218,7 @@ def inspect(
 
 @app.command()
 def doctor() -> None:
-    """Report versions, device, threads, HDF5 build, disk, and what is missing."""
+    """Report versions and what is missing. Device, threads, HDF5 build, disk, optional tools."""
     from rsdmri.workflows.doctor import doctor as run
 
     rows = run()
@@ -234,7 +234,7 @@ def demo(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
-    """Simulate, train, distil, sample, reconstruct and report, in at most 15 minutes on two cores."""
+    """Run the whole line on simulated scans. Ends with a report; at most 15 minutes on two cores."""
     from rsdmri.workflows.demo import demo as run
     from rsdmri.workflows.train import Interrupted
 

@@ -215,6 +215,7 @@ def kspace_figure(
         grid.image(0, 0, x[0], common_window(x))
         grid.title(0, 0, "SENSE image, middle slice")
     axes = grid.image(0, last, np.ma.masked_where(~acquired, logarithm), 1)
+    axes.images[0].set_interpolation("nearest")  # single points stay visible
     flat = np.ma.masked_where(acquired, never)
     axes.imshow(flat, cmap=ListedColormap([_SKIPPED, _ABSENT]), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     lines = int(acquired.any(0).sum())

@@ -11,14 +11,14 @@ from rsdmri.physics.sense import Sense
 from rsdmri.physics.solve import conjugate_gradient
 from rsdmri.reconstruction.wavelet import Wavelet
 
-_SENSE_FACTOR = 20.0
+_SENSE_FACTOR = 10.0
 _L1_FACTOR, _L1_FLOOR = 0.1, 3e-4
 
 
 def sense_strength(sigma_y: float | Tensor) -> float | Tensor:
-    """Ridge 20 sigma_y^2 for `sense_cg`, image units of about 1 and noise ``sigma_y`` per complex k-space sample.
+    """Ridge 10 sigma_y^2 for `sense_cg`, image units of about 1 and noise ``sigma_y`` per complex k-space sample.
 
-    Grid search on simulated heads (64 and 128, R = 2 and 4, sigma_y 0.003 to 0.03): the least NMSE lay at 10 to 30.
+    Grid search on simulated heads (64 and 128, R = 2 and 4, sigma_y 0.003 to 0.1): the least NMSE lay at 5 to 30.
     """
     return _SENSE_FACTOR * sigma_y**2
 

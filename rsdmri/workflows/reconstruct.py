@@ -1,0 +1,389 @@
+"""Reconstruction of scans: acquired samples in, images, scores and their provenance out."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsdmri import RESEARCH_ONLY, __version__
+from rsdmri.data.dataset import MaskLaw
+from rsdmri.data.fastmri import read_scan, write_reconstruction
+from rsdmri.data.hdf5 import shown
+from rsdmri.data.scan import Scan
+from rsdmri.errors import InputError
+from rsdmri.files import atomic_path, output_directory, safe_stem
+from rsdmri.metrics.image import evaluate_volume
+from rsdmri.physics import masks
+from rsdmri.physics.fourier import ifft2c, rss
+from rsdmri.physics.noise import whiten, whitening_matrix
+from rsdmri.physics.prepare import prepare_slice
+from rsdmri.physics.sense import sense
+from rsdmri.priors import Prior, load_prior, newest_prior
+from rsdmri.progress import progress
+from rsdmri.runtime import prepare_process, select_device
+from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
+
+METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "zero-filled")
+LEARNT = ("rsd", "ambient-one-step")
+
+_LEAST_ACS = 4  # lines that coil maps need
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Reconstruction:
+    """A reconstructed scan of S slices. Research use only, not for diagnosis."""
+
+    name: str
+    """Stem of the scan's file."""
+    volume: np.ndarray
+    """(S, h, w) float32 magnitude, in the units of the file, cropped to its image size."""
+    std: np.ndarray | None
+    """(S, h, w) float32: standard deviation of the magnitude over posterior draws; None for fewer than two."""
+    complex_images: np.ndarray
+    """(S, y, x) complex64 in scaled units, the mean of the draws, not cropped."""
+    mask: np.ndarray
+    """Acquired positions that were used, bool (1, x) or (y, x), the same for all slices."""
+    scale: np.ndarray
+    """(S,) units of whitened k-space per scaled unit."""
+    sigma_y: np.ndarray
+    """(S,) noise per complex k-space sample in scaled units; 0 for an empty slice."""
+    target: np.ndarray | None
+    """(S, h, w) fully sampled image that the scores are against."""
+    scores: dict[str, float] | None
+    """NMSE, NRMSE, PSNR and SSIM by fastMRI's convention; None where there is nothing to score against."""
+    scored: str
+    """What the scores are against, or why there are none."""
+    attrs: dict[str, Any]
+    """Provenance for the written file: method, prior, acceleration, mask, scale, seed, version, note."""
+    warnings: tuple[str, ...]
+    """What the reader and the method had to assume, one line each."""
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.volume.shape))
+        return f"Reconstruction({self.name!r}, {self.attrs['method']}, {shape}, scores={self.scores})"
+
+
+def load_scan(path: str | os.PathLike[str]) -> Scan:
+    """Read a scan from a fastMRI-style HDF5 file; `InputError` says in one line what is wrong with it."""
+    return read_scan(path)
+
+
+def reconstruct(
+    scan: Scan | str | os.PathLike[str],
+    *,
+    method: str = "rsd",
+    prior: Prior | str | os.PathLike[str] | None = None,
+    acceleration: float | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    device: str = "auto",
+    mask: str = "random",
+    center_fraction: float | None = None,
+    advance: Callable[[int], None] = lambda slices: None,
+) -> Reconstruction:
+    """Reconstruct a scan from its acquired samples.
+
+    Noise covariance, coil maps and scale come from the acquired samples alone. A prospectively undersampled scan is
+    taken as it is. A fully sampled one is reconstructed from all of its data, or undersampled first if ``acceleration``
+    is given: then no method sees the rest, and the result is scored against the full scan.
+
+    Args:
+        scan: a record from `load_scan`, or a file.
+        method: one of `METHODS`.
+        prior: for the learnt methods; None takes the newest finished run under ``runs/``.
+        acceleration: R at which a fully sampled scan is undersampled, one mask for all slices.
+        samples: posterior draws of ``rsd``; their mean is the image, their spread is ``std``.
+        seed: of mask, wavelet shifts and draws.
+        device: ``auto``, or a torch device; that of the prior if one is given as an object.
+        mask: family of the mask, see `rsdmri.physics.masks.FAMILIES`.
+        center_fraction: share of the lines in the ACS; None: see `MaskLaw`.
+        advance: called with the number of slices after each batch.
+
+    Raises:
+        InputError: one line on the argument or file that cannot be used.
+    """
+    _check_arguments(method, samples)
+    prepare_process()
+    network = _network(prior, device) if method in LEARNT else None
+    target_device = select_device(device) if network is None else network.device
+    scan = scan if isinstance(scan, Scan) else load_scan(scan)
+    started = time.monotonic()
+    law = None if acceleration is None else _mask_law(scan, acceleration, mask, center_fraction, seed)
+    used = torch.as_tensor(np.array(scan.mask))
+    used = used if law is None else used & law.draw(scan.kspace.shape[-1], f"{scan.name}.h5", 0)
+    _check_acs(scan, used, acceleration)
+
+    work = SliceWork(scan, used, method, network, samples if method == "rsd" else 1, seed, target_device)
+    work.run(advance)
+    target, scores, scored, notes = _score(scan, work.volume, acceleration is not None)
+    attrs = {
+        **_provenance(scan, used, law, method, network),
+        "scale": work.scale,
+        "sigma_y": work.sigma_y,
+        "noise_source": work.noise.source,
+        "samples": work.samples,
+        "seed": seed,
+        "seconds_per_slice": (time.monotonic() - started) / len(work.volume),
+        **({} if scores is None else scores),
+    }
+    return Reconstruction(
+        name=scan.name,
+        volume=work.volume,
+        std=work.std,
+        complex_images=work.images,
+        mask=used.numpy(),
+        scale=work.scale,
+        sigma_y=work.sigma_y,
+        target=target,
+        scores=scores,
+        scored=scored,
+        attrs=attrs,
+        warnings=scan.warnings + work.warnings() + _prior_warnings(scan, used, network) + notes,
+    )
+
+
+def reference_images(scan: Scan, law: MaskLaw) -> np.ndarray:
+    """Images (S, y, x) complex64 of a fully sampled scan, in the scaled units of a prior trained under ``law``.
+
+    Scale and coil maps come from each slice's samples under the law's mask, as in training; the images from all.
+    """
+    noise = scan_noise(scan, law.draw(scan.kspace.shape[-1], f"{scan.name}.h5", 0))
+    whitening = whitening_matrix(noise.covariance)
+    images = np.empty((len(scan.kspace), *scan.kspace.shape[-2:]), np.complex64)
+    for index, kspace in enumerate(torch.from_numpy(scan.kspace)):
+        item = prepare_slice(kspace, law.draw(kspace.shape[-1], f"{scan.name}.h5", index), noise=noise)
+        acquired = torch.from_numpy(np.array(scan.mask))
+        images[index] = sense(item.maps, acquired).adjoint(whiten(kspace, whitening) / item.scale).numpy()
+    return images
+
+
+def reconstruct_files(
+    paths: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    method: str = "rsd",
+    prior: Prior | str | os.PathLike[str] | None = None,
+    acceleration: float | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    device: str = "auto",
+    png: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Reconstruct files into the folder ``out``: ``STEM.h5`` in fastMRI's submission form and ``STEM.png``.
+
+    Each row of the result holds ``scan`` and, when it worked, ``path``, ``method``, ``acceleration``,
+    ``seconds_per_slice``, ``scores`` (None where there are none) and ``scored``; when it did not, ``error``, one line.
+    Nothing is left of a scan that failed. Arguments are those of `reconstruct`.
+
+    Raises:
+        InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
+    """
+    sources = [Path(path) for path in paths]
+    _check_arguments(method, samples)
+    targets = _output_files(sources, Path(out))
+    network = _network(prior, device) if method in LEARNT else None
+    select_device(device)
+    existed = Path(out).is_dir()
+    folder = output_directory(out)
+    rows: list[dict[str, Any]] = []
+    options = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed, "device": device}
+    for path, target in zip(sources, targets, strict=True):
+        try:
+            rows.append(_one_file(path, target, network, options, png, say))
+        except InputError as error:
+            text = str(error) if os.fspath(path) in str(error) else f"{shown(path)}: {error}"
+            if len(sources) == 1:
+                _remove_if_empty(folder, existed)
+                raise InputError(text) from None
+            rows.append({"scan": target.stem, "error": text})
+    if all("error" in row for row in rows):
+        _remove_if_empty(folder, existed)
+    return rows
+
+
+def _one_file(
+    path: Path, target: Path, prior: Prior | None, options: dict[str, Any], png: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    scan = load_scan(path)
+    with progress(f"Reconstructing {scan.name}", total=len(scan.kspace)) as bar:
+        result = reconstruct(scan, prior=prior, advance=bar.advance, **options)
+    picture = _picture(result) if png else None
+    try:
+        write_reconstruction(target, result.volume, std=result.std, attrs=result.attrs)
+        if picture is not None:
+            with atomic_path(target.with_suffix(".png")) as temporary:
+                temporary.write_bytes(picture)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another --out") from None
+    for line in _summary(result):
+        say(line)
+    row = {name: result.attrs[name] for name in ("method", "acceleration", "seconds_per_slice")}
+    return {"scan": scan.name, "path": target, **row, "scores": result.scores, "scored": result.scored}
+
+
+def _output_files(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Where each scan's result goes; `InputError` where two would share one, or a scan would be overwritten."""
+    if not paths:
+        raise InputError("no scan given; name one or more .h5 files")
+    targets: dict[Path, Path] = {}
+    for path in paths:
+        target = out / f"{safe_stem(path)}.h5"
+        if target in targets:
+            raise InputError(
+                f"{shown(targets[target])} and {shown(path)} would both be written to {target.name}; rename one, or "
+                "reconstruct them into different --out folders"
+            )
+        targets[target] = path
+        if any(target.exists() and source.exists() and target.samefile(source) for source in paths):
+            raise InputError(f"--out {out}: {target.name} there is the scan itself; choose another folder")
+    return list(targets)
+
+
+def _summary(result: Reconstruction) -> list[str]:
+    """Lines for the user."""
+    attrs, (slices, height, width) = result.attrs, result.volume.shape
+    rate = f"R {attrs['acceleration']:.2f}"
+    rate += f" (nominal {attrs['acceleration_nominal']:g})" if "acceleration_nominal" in attrs else ""
+    scores = result.scores or {}
+    figures = "  ".join(f"{name.upper()} {scores[name]:.4g}" for name in ("nmse", "psnr", "ssim") if name in scores)
+    return [
+        f"{result.name}: {attrs['method']}, {slices} slices of {height} x {width}, {rate}, "
+        f"{attrs['acs_lines']} ACS lines, {attrs['seconds_per_slice']:.2g} s per slice",
+        f"{result.name}: {figures}{', ' if figures else ''}{result.scored}",
+        *(f"{result.name}: warning: {warning}" for warning in result.warnings),
+    ]
+
+
+def _picture(result: Reconstruction) -> bytes:
+    """PNG of the middle slice (the brightest one where that is empty), with target, error and spread where known."""
+    from rsdmri.report.figures import image_grid, reconstruction_figure
+    from rsdmri.report.png import png_bytes
+
+    index = len(result.volume) // 2
+    if not result.volume[index].any():
+        index = int(np.argmax(np.square(result.volume, dtype=np.float64).sum((1, 2))))
+    heading = f"{result.name}, slice {index + 1} of {len(result.volume)}, R {result.attrs['acceleration']:.2f}"
+    method, image = str(result.attrs["method"]), result.volume[index]
+    if result.target is None and result.std is None:
+        return png_bytes(image_grid(image, [method], heading=heading, width=5))
+    target = None if result.target is None else result.target[index]
+    std = None if result.std is None else result.std[index]
+    return png_bytes(reconstruction_figure(target, {method: image}, std, heading=heading))
+
+
+def _remove_if_empty(folder: Path, existed: bool) -> None:
+    if not existed:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _check_arguments(method: str, samples: int) -> None:
+    if method not in METHODS:
+        raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
+    if samples < 1:
+        raise InputError(f"--samples {samples}: must be at least 1")
+
+
+def _network(prior: Prior | str | os.PathLike[str] | None, device: str) -> Prior:
+    if isinstance(prior, Prior):
+        return prior
+    return load_prior(newest_prior() if prior is None else Path(prior), device)
+
+
+def _mask_law(scan: Scan, acceleration: float, family: str, center_fraction: float | None, seed: int) -> MaskLaw:
+    """How the fully sampled ``scan`` is undersampled, checked."""
+    if scan.prospective:
+        achieved = masks.achieved_acceleration(torch.as_tensor(np.array(scan.mask)), torch.as_tensor(scan.absent))
+        raise InputError(f"already undersampled, R={achieved:.2f}; leave --acceleration out")
+    width = scan.kspace.shape[-1]
+    masks.check_acceleration(width, acceleration, center_fraction or 0)
+    law = MaskLaw(family, acceleration, center_fraction, seed=seed)
+    masks.check_acceleration(width, acceleration, law.fraction(width))
+    return law
+
+
+def _check_acs(scan: Scan, mask: Tensor, acceleration: float | None) -> None:
+    """`InputError` where undersampling leaves a centre too small for coil maps."""
+    _, coils, _, width = scan.kspace.shape
+    lines = masks.acs_lines(mask)
+    if acceleration is None or lines >= _LEAST_ACS or (lines > 0 and (coils == 1 or scan.maps is not None)):
+        return
+    raise InputError(
+        f"acceleration {acceleration:g}: leaves {lines} centre (ACS) lines of {width}, coil maps need {_LEAST_ACS}; "
+        f"use at most {width / (2 * _LEAST_ACS):g}, or a larger center fraction"
+    )
+
+
+def _score(
+    scan: Scan, volume: np.ndarray, undersampled: bool
+) -> tuple[np.ndarray | None, dict[str, float] | None, str, tuple[str, ...]]:
+    """Target, scores, what they are against, warnings."""
+    if scan.prospective:
+        return None, None, "not scored: the scan was undersampled when it was acquired, there is no full image", ()
+    if not undersampled:
+        return (
+            None,
+            None,
+            "not scored: reconstructed from all of the data; --acceleration R undersamples and scores",
+            (),
+        )
+    target, source = scan.target, f"scored against {scan.target_source} of the file"
+    if target is None:
+        full = (rss(ifft2c(torch.from_numpy(kspace))) for kspace in scan.kspace)
+        target = np.stack([cropped(image, scan.crop) for image in full])
+        source = "scored against the root sum of squares of the full k-space"
+    try:
+        return target, evaluate_volume(target, volume), source, ()
+    except InputError as error:
+        return target, None, "not scored: no usable full image", (f"not scored: {error}",)
+
+
+def _provenance(scan: Scan, mask: Tensor, law: MaskLaw | None, method: str, prior: Prior | None) -> dict[str, Any]:
+    """Attributes that say how an image came about; nothing of the file but its sampling."""
+    array = mask.numpy()
+    stored = array[0] if array.shape[0] == 1 else np.packbits(array, axis=1)
+    attrs: dict[str, Any] = {
+        "method": method,
+        "version": __version__,
+        "note": RESEARCH_ONLY,
+        "acceleration": masks.achieved_acceleration(mask, torch.as_tensor(scan.absent)),
+        "acs_lines": masks.acs_lines(mask),
+        "prospective": scan.prospective,
+        "mask_shape": np.array(array.shape),
+        "mask_sha256": hashlib.sha256(np.packbits(array).tobytes()).hexdigest(),
+    }
+    if stored.nbytes <= 60_000:  # HDF5 keeps no attribute beyond 64 KiB
+        attrs["mask"] = stored.astype(np.uint8)
+    if law is not None:
+        attrs |= {
+            "acceleration_nominal": float(law.acceleration),
+            "mask_family": law.family,
+            "center_fraction": law.fraction(mask.shape[-1]),
+        }
+    if prior is not None:
+        attrs["prior_sha256"] = prior.digest
+    return attrs
+
+
+def _prior_warnings(scan: Scan, mask: Tensor, prior: Prior | None) -> tuple[str, ...]:
+    """Where the scan is unlike what the prior was trained on."""
+    if prior is None:
+        return ()
+    notes = []
+    trained, here = tuple(prior.bank.maps.shape[-2:]), scan.kspace.shape[-2:]
+    if trained != here:
+        notes.append(f"the prior was trained on {trained[0]} x {trained[1]} images, this scan is {here[0]} x {here[1]}")
+    usual = prior.config.acquisition.acceleration
+    achieved = masks.achieved_acceleration(mask, torch.as_tensor(scan.absent))
+    if not 0.6 < achieved / usual < 1.6:
+        notes.append(f"the prior was trained at acceleration {usual:g}, this scan has {achieved:.2f}")
+    return tuple(notes)

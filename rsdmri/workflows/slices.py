@@ -1,0 +1,156 @@
+"""The slices of one scan on their way from acquired samples to images."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsdmri.data.scan import Scan
+from rsdmri.errors import InputError
+from rsdmri.physics.noise import NoiseEstimate, estimate_covariance
+from rsdmri.physics.prepare import PreparedSlice, prepare_slice
+from rsdmri.physics.sense import Sense, sense
+from rsdmri.priors import Prior
+from rsdmri.reconstruction import classical
+from rsdmri.reconstruction.posterior import ambient_one_step, rsd
+from rsdmri.runtime import torch_generator
+
+_COPIES = 8  # of k-space that a method holds at once, roughly
+_BATCH_BYTES, _DEVICE_BATCH_BYTES = 64 << 20, 2 << 30
+
+
+class SliceWork:
+    """The slices of one scan on their way from k-space to images."""
+
+    def __init__(
+        self,
+        scan: Scan,
+        mask: Tensor,
+        method: str,
+        prior: Prior | None,
+        samples: int,
+        seed: int,
+        device: torch.device,
+    ):
+        slices, _, height, width = scan.kspace.shape
+        self.scan, self.mask, self.method, self.prior = scan, mask, method, prior
+        self.samples, self.seed, self.device = samples, seed, device
+        self.noise = scan_noise(scan, mask)
+        self.images = np.zeros((slices, height, width), np.complex64)
+        self.volume = np.zeros((slices, *scan.crop), np.float32)
+        self.std = np.zeros_like(self.volume) if samples > 1 else None
+        self.scale, self.sigma_y = np.ones(slices), np.zeros(slices)
+        self.blank: list[int] = []
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        """Reconstruct all slices."""
+        for batch in self._batches():
+            prepared = {index: item for index in batch if (item := self._prepare(index)) is not None}
+            if prepared:
+                self._reconstruct(prepared)
+            advance(len(batch))
+        bad = sorted({int(index) for index in np.argwhere(~np.isfinite(self.volume))[:, 0]})
+        if bad:
+            raise InputError(
+                f"{self.method} gave NaN or infinite values in slices {', '.join(map(str, bad[:8]))}; the prior is"
+                " damaged or far from this scan: try another --prior or --method l1-wavelet"
+            )
+
+    def warnings(self) -> tuple[str, ...]:
+        """What happened on the way."""
+        if not self.blank:
+            return ()
+        return (f"nothing but zeros acquired in slices {', '.join(map(str, self.blank))}: their images are zero",)
+
+    def _batches(self) -> Iterator[range]:
+        """Slices to hold at once, bounded by their bytes."""
+        count, item = len(self.volume), self.scan.kspace[0].nbytes * _COPIES
+        limit = _BATCH_BYTES if self.device.type == "cpu" else _DEVICE_BATCH_BYTES
+        step = max(1, limit // item)
+        yield from (range(start, min(start + step, count)) for start in range(0, count, step))
+
+    def _prepare(self, index: int) -> PreparedSlice | None:
+        """Whitened, scaled slice with coil maps; None where nothing but zeros was acquired."""
+        kspace = torch.where(self.mask, torch.from_numpy(self.scan.kspace[index]), 0)
+        if not bool((kspace != 0).any()):
+            self.blank.append(index)
+            return None
+        maps = None if self.scan.maps is None else torch.from_numpy(self.scan.maps[index])
+        return prepare_slice(kspace, self.mask, noise=self.noise, maps=maps)
+
+    def _reconstruct(self, prepared: dict[int, PreparedSlice]) -> None:
+        items = list(prepared.values())
+        operator = sense(torch.stack([p.maps for p in items]).to(self.device), self.mask)
+        kspace = torch.stack([p.kspace for p in items]).to(self.device)
+        sigma_y = torch.tensor([p.sigma_y for p in items], device=self.device)
+        if self.method == "rsd":
+            images, spread = self._draws(list(prepared), operator.maps, kspace, sigma_y)
+        else:
+            images, spread = self._solve(operator, kspace, sigma_y), None
+        for position, (index, item) in enumerate(prepared.items()):
+            self.images[index] = images[position].cpu().numpy()
+            self.scale[index], self.sigma_y[index] = item.scale, item.sigma_y
+            self.volume[index] = cropped(images[position].abs().cpu() * item.intensity, self.scan.crop)
+            if self.std is not None and spread is not None:
+                self.std[index] = cropped(spread[position].cpu() * item.intensity, self.scan.crop)
+
+    def _solve(self, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
+        match self.method:
+            case "zero-filled":
+                return classical.zero_filled(operator, kspace)
+            case "sense":
+                return classical.sense_cg(operator, kspace, strength=classical.sense_strength(sigma_y))
+            case "l1-wavelet":  # one stream per scan, so that the size of a batch changes nothing
+                return self._l1_wavelet(operator, kspace, sigma_y)
+            case _:
+                return ambient_one_step(_given(self.prior), operator, kspace, sigma_y)
+
+    def _l1_wavelet(self, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
+        shifts = torch_generator("l1-wavelet", self.seed, self.scan.name)
+        return classical.l1_wavelet(operator, kspace, strength=classical.l1_strength(sigma_y), generator=shifts)
+
+    def _draws(self, indices: list[int], maps: Tensor, kspace: Tensor, sigma_y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean of the complex draws and standard deviation of their magnitudes; a draw depends on slice and number."""
+        means, spreads = [], []
+        starts = self._l1_wavelet(sense(maps, self.mask), kspace, sigma_y)
+        for position, index in enumerate(indices):
+            one = slice(position, position + 1)
+            operator = sense(maps[one], self.mask)
+            drawn = []
+            for number in range(self.samples):
+                stream = torch_generator("rsd", self.seed, self.scan.name, index, number, device=self.device)
+                drawn.append(
+                    rsd(
+                        _given(self.prior),
+                        operator,
+                        kspace[one],
+                        sigma_y[one],
+                        generator=stream,
+                        start=starts[one],
+                    )[0]
+                )
+            stack = torch.stack(drawn)
+            means.append(stack.mean(0))
+            spreads.append(stack.abs().std(0) if self.samples > 1 else None)
+        kept = [spread for spread in spreads if spread is not None]
+        return torch.stack(means), torch.stack(kept) if kept else None
+
+
+def scan_noise(scan: Scan, mask: Tensor) -> NoiseEstimate:
+    """Noise covariance that the scan brings, or one estimated from its samples under ``mask``."""
+    if scan.noise_cov is not None:
+        return NoiseEstimate(torch.from_numpy(scan.noise_cov), 0, "given with the scan")
+    return estimate_covariance(torch.from_numpy(scan.kspace), mask)
+
+
+def _given(prior: Prior | None) -> Prior:
+    if prior is None:
+        raise InputError("this method needs a prior; give --prior PATH")
+    return prior
+
+
+def cropped(image: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Centre of an image (y, x) as fastMRI crops it, float32."""
+    top, left = ((n - m) // 2 for n, m in zip(image.shape, size, strict=True))
+    return image[top : top + size[0], left : left + size[1]].numpy().astype(np.float32)

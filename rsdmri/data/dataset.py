@@ -22,6 +22,8 @@ from rsdmri.physics.noise import NoiseEstimate, combine_estimates, estimate_cova
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.runtime import numpy_generator
 
+_LEAST_ACS = 4  # lines that coil maps need
+
 Shape = tuple[int, int, int, int, bool]  # coils, y, x, rows of the mask, prospective
 
 
@@ -50,6 +52,16 @@ class MaskLaw:
             return self.center_fraction
         lines = max(round(0.32 * width / self.acceleration), min(8, int(width / self.acceleration) // 2))
         return lines / width
+
+    def check(self, width: int, coils: int) -> None:
+        """Raise `InputError` for an acceleration that is none, or that leaves too few centre lines for coil maps."""
+        lines = masks.check_acceleration(width, self.acceleration, self.fraction(width))
+        least = _LEAST_ACS if coils > 1 else 1
+        if self.acceleration > 1 and lines < least:
+            raise InputError(
+                f"acceleration {self.acceleration:g}: leaves {lines} centre (ACS) lines of {width}, coil maps need "
+                f"{least}; use at most {width / (2 * least):g}, or a larger acquisition.center_fraction"
+            )
 
     def draw(self, width: int, file: str, index: int) -> Tensor:
         """Mask of slice ``index`` of the file called ``file``, bool ``(1, x)``."""
@@ -99,6 +111,7 @@ class TrainingSlices:
             self._add(entry.path)
         self._noise: dict[Path, NoiseEstimate] = {}
         self._acs: dict[tuple[int, ...], tuple[slice, slice]] = {}
+        self._drops: dict[tuple[int, ...], int] = {}
         self._cache: OrderedDict[int, PreparedSlice] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached = 0.0
@@ -107,7 +120,7 @@ class TrainingSlices:
     def _add(self, path: Path) -> None:
         shape = scan_shape(path)
         if not shape.prospective:
-            masks.check_acceleration(shape.x, self.law.acceleration, self.law.fraction(shape.x))
+            self.law.check(shape.x, shape.coils)
         for index in range(shape.slices):
             mask = shape.mask if shape.prospective else self.law.draw(shape.x, path.name, index)
             mask = torch.as_tensor(np.asarray(mask)).reshape(-1, shape.x)
@@ -158,17 +171,28 @@ class TrainingSlices:
             return round(self.law.fraction(ref.file.x) * ref.file.x)
         shape = tuple(ref.mask.shape)
         if shape not in self._acs:
-            same = [r.mask for r in self.slices if r.mask.shape == ref.mask.shape and r.file.prospective]
-            self._acs[shape] = masks.acs_block(torch.stack(same))
+            self._acs[shape] = masks.acs_block(torch.stack([r.mask for r in self._like(ref)]))
         return self._acs[shape]
 
-    def further_drop(self) -> int:
-        """Lines (points of 2-D masks) that the further mask drops."""
+    def commonest(self) -> list[int]:
+        """The largest group of slices that may share a batch."""
+        return max(self.buckets.values(), key=len)
+
+    def further_drop(self, ref: SliceRef) -> int:
+        """Lines (points of 2-D masks) that the further masks of ``ref`` and its like drop."""
         if self.law.further_drop is not None:
             return self.law.further_drop
-        ref = self.slices[0]
-        acceleration = masks.achieved_acceleration(ref.mask) if ref.file.prospective else self.law.acceleration
-        return masks.further_drop(ref.mask.numel(), acceleration)
+        if not ref.file.prospective:
+            return masks.further_drop(ref.mask.numel(), self.law.acceleration)
+        shape = tuple(ref.mask.shape)
+        if shape not in self._drops:
+            share = float(torch.stack([r.mask for r in self._like(ref)]).float().mean())
+            self._drops[shape] = masks.further_drop(ref.mask.numel(), 1 / share)
+        return self._drops[shape]
+
+    def _like(self, ref: SliceRef) -> list[SliceRef]:
+        """Prospective slices with masks of the shape of ``ref``'s."""
+        return [r for r in self.slices if r.mask.shape == ref.mask.shape and r.file.prospective]
 
     def draw_items(self, batch: int, *key: object) -> list[int]:
         """Slices of one batch, all of one shape, determined by ``key``; without repeats where there are enough."""
@@ -206,8 +230,7 @@ class TrainingSlices:
     def _density(self, ref: SliceRef) -> Tensor:
         if not ref.file.prospective:
             return self.law.inclusion(ref.file.x)
-        same = [other.mask for other in self.slices if other.mask.shape == ref.mask.shape and other.file.prospective]
-        return torch.stack(same).float().mean(dim=0)
+        return torch.stack([r.mask for r in self._like(ref)]).float().mean(dim=0)
 
     def _check_coverage(self) -> None:
         for width, counts in self.coverage().items():

@@ -129,8 +129,8 @@ class PriorStage:
     def step(self, index: int, progress: float) -> Metrics:
         """Take one step of the fake score and one of the generator, on the same generated images."""
         settings, key = self.settings, (self.config.seed, "prior", index)
-        batch = self.batches(settings.batch, *key)
-        fresh = self.batches(settings.batch, *key, "fresh")
+        both = self.batches(2 * settings.batch, *key)  # one draw, so that all have the same size
+        batch, fresh = both[: settings.batch], both[settings.batch :]
         generator = torch_generator(*key, device=batch.kspace.device)
         latent = complex_noise(batch.kspace[:, 0], generator)
         level = draw_level(batch, generator, settings.t_max)

@@ -48,11 +48,11 @@ class Plan:
 
 def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
     """Work out what training on ``slices`` will do; nothing is read but shapes and masks."""
-    ref = slices.slices[0]
+    ref = slices.slices[slices.commonest()[0]]
     width, nominal = ref.file.x, config.acquisition.acceleration
     achieved = [masks.achieved_acceleration(r.mask, torch.as_tensor(r.file.absent)) for r in slices.slices]
     scans = len({r.path for r in slices.slices})
-    drop = slices.further_drop()
+    drop = slices.further_drop(ref)
     unet = UNet(channels=config.network.channels, blocks=config.network.blocks, attention=config.network.attention)
     largest = max(slices.buckets, key=lambda shape: shape[1] * shape[2])
     batch = max(config.teacher.batch, config.prior.batch)

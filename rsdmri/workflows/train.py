@@ -159,8 +159,9 @@ class Trainer:
         items = self.slices.draw_items(count, *key)
         prepared = [self.slices[item] for item in items]
         mask = torch.stack([p.mask.reshape(-1, p.mask.shape[-1]) for p in prepared])
-        acs = self.slices.acs_of(self.slices.slices[items[0]])
-        shown = masks.further_mask(mask, self.plan.drop, acs=acs, generator=torch_generator("further", *key))
+        ref = self.slices.slices[items[0]]
+        drop, acs = self.slices.further_drop(ref), self.slices.acs_of(ref)
+        shown = masks.further_mask(mask, drop, acs=acs, generator=torch_generator("further", *key))
         batch = Batch(torch.stack([p.kspace for p in prepared]), torch.stack([p.maps for p in prepared]), mask, shown)
         return batch.to(self.device)
 
@@ -233,7 +234,7 @@ class Trainer:
 
     def _bank(self) -> Acquisitions:
         """Acquisitions of up to 64 slices of the commonest shape, within 48 MB."""
-        group = max(self.slices.buckets.values(), key=len)
+        group = self.slices.commonest()
         size = 8 * self.slices[group[0]].maps.numel()
         count = max(1, min(len(group), 64, int(BANK_BYTES // size)))
         chosen = sorted(numpy_generator(self.config.seed, "bank").choice(group, count, replace=False).tolist())
@@ -271,8 +272,7 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
     """Refuse at once what would otherwise fail after minutes of simulating and preparing."""
     law = mask_law(config)
     if not config.data.path:
-        size = config.simulate.size
-        masks.check_acceleration(size, law.acceleration, law.fraction(size))
+        law.check(config.simulate.size, config.simulate.coils)
     if stage == "prior" and not (out / "teacher" / "config.json").is_file():
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 

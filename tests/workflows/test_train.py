@@ -1,0 +1,428 @@
+"""Training runs: exact continuation after crashes, kills, signals; one process per folder; refusals leave nothing."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rsdmri.config import Config, load_config
+from rsdmri.data.fastmri_write import write_scan
+from rsdmri.data.simulate import simulate_scan
+from rsdmri.errors import InputError
+from rsdmri.training.checkpoint import checkpoint_files, load_tensors
+from rsdmri.workflows.plan import open_slices
+from rsdmri.workflows.run_folder import RunFolder, read_metrics
+from rsdmri.workflows.train import Budget, Interrupted, parse_duration, split_budget, train
+
+STAGES = ("teacher", "prior")
+
+
+def quiet(line: str) -> None:
+    del line
+
+
+def go(config: Config, out: Path, **options) -> Path:
+    return train(config, out, device="cpu", **{"say": quiet, **options})
+
+
+@pytest.fixture
+def settings(tiny_settings, simulated):
+    """``settings(*overrides)`` is the configuration of `finished_run` with some values changed."""
+    return lambda *more: load_config(None, [*tiny_settings, "steps=6", f"data.path={simulated}", *more])
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_tensors(folder / "model.safetensors")[0]
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    for stage in STAGES:
+        a, b = weights(left / stage), weights(right / stage)
+        assert a.keys() == b.keys()
+        assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    rows = [[{k: v for k, v in row.items() if k != "elapsed"} for row in read_metrics(run)] for run in (left, right)]
+    assert rows[0] == rows[1]
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_holds_what_was_promised(finished_run):
+    weights_and_card = {"README.md", "config.json", "model.safetensors"}
+    assert names(finished_run) == {
+        "config.toml",
+        "metrics.jsonl",
+        *(f"checkpoints/{stage}-{step:08d}.safetensors" for stage in STAGES for step in (3, 6)),
+        *(f"{stage}/{name}" for stage in STAGES for name in weights_and_card),
+    }
+    config = load_config(finished_run / "config.toml")
+    assert config.steps == 6
+    rows = read_metrics(finished_run)
+    assert [(row["stage"], row["step"]) for row in rows] == [(s, i) for s in STAGES for i in range(1, 7)]
+    assert all(row["images"] == 4 * row["step"] for row in rows)
+    assert {"loss", "fake_loss", "score_gap", "sample_std", "gradient", "rate", "elapsed"} <= rows[-1].keys()
+    for stage in STAGES:
+        _, meta = load_tensors(finished_run / "checkpoints" / f"{stage}-00000006.safetensors")
+        assert meta["config"] == config.to_dict()
+        assert (meta["step"], meta["finished"]) == (6, True)
+        facts = json.loads((finished_run / stage / "config.json").read_text())
+        assert facts["training"].startswith("6 steps, 24 images")
+
+
+def test_the_plan_is_said_before_training(tmp_path, settings):
+    lines = []
+    go(settings(), tmp_path / "run", dry_run=True, say=lines.append)
+    text = "\n".join(lines)
+    for pattern in (
+        r"2 scans, 4 slices, matrix 32 x 32, 4 coils",
+        r"nominal 4, achieved [345]\.\d\d",
+        r"ACS 4 lines",
+        r"masks: random",
+        r"further mask drops 2",
+        r"image scale",
+        r"27,578 parameters",
+        r"\d\.\d\d GB",
+    ):
+        assert re.search(pattern, text), pattern
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_without_data_says_so_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    config = load_config(None, ["simulate.size=32", "simulate.coils=2"])
+    go(config, tmp_path / "run", dry_run=True, say=lines.append)
+    assert any("training on simulated scans" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+class PowerCut(Exception):
+    """The process ends here, without any clean-up of its own."""
+
+
+@pytest.mark.parametrize("how", ["crash", "signal"])
+def test_interrupted_runs_end_up_with_the_same_bits(tmp_path, monkeypatch, settings, finished_run, how):
+    """6 steps of each stage, stopped after the fifth of the teacher and of the prior, against 6 in one go."""
+    log = RunFolder.log
+    stops = [("teacher", 5), ("prior", 5)]
+
+    def stopping(folder: RunFolder, row: dict) -> None:
+        log(folder, row)
+        if stops and (row["stage"], row["step"]) == stops[0]:
+            stops.pop(0)
+            if how == "crash":
+                raise PowerCut
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "log", stopping)
+    run, lines = tmp_path / "run", []
+    expected = PowerCut if how == "crash" else Interrupted
+    for stage in STAGES:
+        with pytest.raises(expected):
+            go(settings(), run)
+        saved = checkpoint_files(run / "checkpoints", stage)[-1].name
+        assert saved == f"{stage}-0000000{3 if how == 'crash' else 5}.safetensors"
+        assert not (run / stage / "config.json").exists()
+    go(settings(), run, say=lines.append)
+    assert f"prior: going on from step {3 if how == 'crash' else 5}" in lines
+    assert "teacher: finished before, after 6 steps" in lines
+    assert_same_run(run, finished_run)
+
+
+def command(config_file: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "rsdmri.cli", "train", "--recipe", str(config_file), "--out", str(out)]
+
+
+def wait_for(run: Path, pattern: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not list(run.glob(pattern)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no {pattern} after two minutes"
+        time.sleep(0.005)
+
+
+def test_killed_and_terminated_processes_go_on_with_the_same_bits(tmp_path, settings):
+    """kill -9 in the teacher's training, SIGTERM in the prior's, against one process; and no second one meanwhile."""
+    config = settings("steps=30", "workers=1")
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(config.to_toml())
+    # one thread in every process, so that sums are taken in the same order
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
+
+    first = subprocess.Popen(command(recipe, run), stdout=subprocess.DEVNULL, **options)
+    try:
+        wait_for(run, ".lock", first)
+        with pytest.raises(InputError, match=f"process {first.pid} on .* is training here"):
+            go(config, run)
+        wait_for(run, "checkpoints/teacher-*.safetensors", first)
+    finally:
+        first.kill()
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+    assert (run / ".lock").exists()
+    assert not (run / "teacher" / "config.json").exists()
+
+    second = subprocess.Popen(command(recipe, run), stdout=subprocess.PIPE, **options)
+    try:
+        wait_for(run, "checkpoints/prior-*.safetensors", second)
+        second.terminate()
+        out, err = second.communicate(timeout=120)
+    finally:
+        second.kill()
+    assert second.returncode == 0, err
+    assert "teacher: going on from step" in out
+    assert re.search(r"prior: stopped after step \d+; run the same command to go on", err)
+    assert not (run / ".lock").exists()
+    assert not (run / "prior" / "config.json").exists()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        go(config, run)
+        go(config, tmp_path / "straight")
+    finally:
+        torch.set_num_threads(before)
+    assert_same_run(run, tmp_path / "straight")
+    assert not list(run.rglob(".tmp-*"))
+
+
+def test_a_finished_run_is_left_alone(tmp_path, settings, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = {name: (run / name).read_bytes() for name in names(run)}
+    lines = []
+    go(settings(), run, say=lines.append)
+    assert "teacher: finished before, after 6 steps" in lines
+    assert "prior: finished before, after 6 steps" in lines
+    assert {name: (run / name).read_bytes() for name in names(run)} == before
+
+
+def test_more_steps_go_on_from_a_finished_run(tmp_path, settings, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    lines = []
+    go(settings("steps=7"), run, stage="teacher", say=lines.append)
+    assert "teacher: going on from step 6" in lines
+    assert [row["step"] for row in read_metrics(run) if row["stage"] == "teacher"] == list(range(1, 8))
+
+
+def test_stages_one_by_one_are_the_stages_together(tmp_path, settings, finished_run):
+    for stage in STAGES:
+        go(settings(), tmp_path / "run", stage=stage)
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_export_is_written_again(tmp_path, settings, finished_run, stage):
+    """The process dies between the last checkpoint and the end of the export."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / stage / "config.json").unlink()
+    (run / stage / "model.safetensors").write_bytes(b"half")
+    go(settings(), run)
+    assert_same_run(run, finished_run)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("teacher.batch=5", "teacher.batch: 4 there, 5 asked"),
+        ("seed=1", "seed: 0 there, 1 asked"),
+        ("acquisition.acceleration=3", "acquisition.acceleration: 4.0 there, 3.0 asked"),
+        ("network.channels=[8,24]", "network.channels"),
+        ("acquisition.further_drop=1", "acquisition.further_drop: unset there, 1 asked"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path, settings, finished_run, override, key):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = names(run)
+    with pytest.raises(InputError, match=re.escape(key)) as caught:
+        go(settings(override), run)
+    assert "choose another --out" in str(caught.value)
+    assert names(run) == before
+    assert load_config(run / "config.toml") == settings()
+
+
+def lock_of(pid: int, host: str | None = None) -> str:
+    return json.dumps({"pid": pid, "host": host or socket.gethostname()})
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_locks_of_the_living_are_respected(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.lock():
+        held = json.loads((tmp_path / ".lock").read_text())
+        assert held == {"pid": os.getpid(), "host": socket.gethostname()}
+        with pytest.raises(InputError, match=f"process {os.getpid()} on"), RunFolder(tmp_path).lock():
+            pytest.fail("two at once")
+        assert (tmp_path / ".lock").exists()
+    assert not (tmp_path / ".lock").exists()
+    for text in (lock_of(os.getppid()), lock_of(1), lock_of(dead_pid(), "another-machine")):
+        (tmp_path / ".lock").write_text(text)
+        with pytest.raises(InputError, match="is training here; wait for it"), folder.lock():
+            pytest.fail("not locked")
+        assert (tmp_path / ".lock").read_text() == text
+
+
+@pytest.mark.parametrize("left", ["dead", "own number", "damaged"])
+def test_locks_of_the_dead_are_taken_over(tmp_path, left):
+    """``own number``: a restarted container counts its processes from the start again."""
+    text = {"dead": lock_of(dead_pid()), "own number": lock_of(os.getpid()), "damaged": '{"pid'}[left]
+    (tmp_path / ".lock").write_text(text)
+    with RunFolder(tmp_path).lock():
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_is_released_by_errors(tmp_path):
+    with pytest.raises(PowerCut), RunFolder(tmp_path).lock():
+        raise PowerCut
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.path={tmp}/none"], "no such manifest or folder"),
+        (["data.path={tmp}/text.h5"], "not a text file|is not an HDF5 file|no column 'path'"),
+        (["data.path={tmp}/broken"], r"scan\.h5: is not an HDF5 file"),
+        (["data.split=test", "data.path={tmp}/train-only"], "no scan has split 'test'"),
+        (["acquisition.acceleration=30"], r"leaves 0 centre \(ACS\) lines of 32, coil maps need 4; use at most 4"),
+        (["acquisition.acceleration=8", "acquisition.center_fraction=0.3"], "fewer than the 10 ACS lines"),
+        (["acquisition.mask=equispaced_fraction"], "train with --set acquisition.mask=random"),
+        (["acquisition.acceleration=8", "acquisition.center_fraction=0.3", "data.path="], "fewer than the"),
+        (["acquisition.acceleration=10", "data.path="], r"leaves 1 centre \(ACS\) lines of 32"),
+    ],
+)
+def test_refused_input_leaves_nothing_behind(tmp_path, settings, overrides, message):
+    (tmp_path / "text.h5").write_text("this is text")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "scan.h5").write_text("this is text")
+    (tmp_path / "train-only").mkdir()
+    write_scan(tmp_path / "train-only" / "a.h5", simulate_scan(0, slices=1, size=32, coils=2).kspace)
+    before = names(tmp_path)
+    config = settings("simulate.size=32", *(each.format(tmp=tmp_path) for each in overrides))
+    with pytest.raises(InputError, match=message) as caught:
+        go(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_after_a_refusal_the_same_folder_takes_corrected_settings(tmp_path, settings):
+    with pytest.raises(InputError, match="no such manifest"):
+        go(settings(f"data.path={tmp_path}/mistyped"), tmp_path / "run")
+    go(settings("steps=1"), tmp_path / "run", stage="teacher")
+    assert (tmp_path / "run" / "teacher" / "config.json").exists()
+
+
+def test_a_refusal_keeps_an_existing_run(tmp_path, settings, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "config.toml").write_text(settings("data.path=/nowhere").to_toml())
+    before = names(run)
+    with pytest.raises(InputError, match="no such manifest"):
+        go(settings("data.path=/nowhere"), run)
+    assert names(run) == before
+
+
+def test_the_prior_needs_a_teacher_in_the_same_folder(tmp_path, settings):
+    with pytest.raises(InputError, match=r"--stage prior: .* no finished teacher"):
+        go(settings(), tmp_path / "run", stage="prior")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(tmp_path, settings):
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="the output folder cannot be written"):
+            go(settings(), out)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_run_that_diverges_keeps_its_last_good_state(tmp_path, settings):
+    config = settings("steps=30", "teacher.learning_rate=1e30", "teacher.clip=1e30", "checkpoint_every=1")
+    with pytest.raises(InputError, match=r"teacher: not a number at step \d+; lower --set teacher.learning_rate"):
+        go(config, tmp_path / "run")
+    for path in checkpoint_files(tmp_path / "run" / "checkpoints", "teacher"):
+        tensors, meta = load_tensors(path)
+        assert not meta["finished"]
+        assert tensors
+    assert not (tmp_path / "run" / "teacher").exists()
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_budget_ends_both_stages_in_time(tmp_path, settings):
+    config = settings().model_copy(update={"steps": None})
+    started = time.monotonic()
+    go(config, tmp_path / "run", budget=3.0)
+    taken = time.monotonic() - started
+    seconds = {stage: json.loads((tmp_path / "run" / stage / "config.json").read_text())["seconds"] for stage in STAGES}
+    assert sum(seconds.values()) <= 3.0 + 1.0
+    assert seconds["teacher"] > 0
+    assert seconds["prior"] > 0
+    assert taken < 3.0 + 10.0  # preparing, saving and a slow machine
+    lines = []
+    go(config, tmp_path / "run", budget=3.0, say=lines.append)  # a finished run stays finished
+    assert [line for line in lines if "finished before" in line] != []
+
+
+def test_budget_is_shared_between_the_stages_that_run():
+    assert split_budget(None, 0.5, "all") == Budget()
+    assert split_budget(100.0, 0.6, "all") == Budget(60.0, pytest.approx(40.0))
+    assert split_budget(100.0, 0.6, "teacher") == Budget(teacher=100.0)
+    assert split_budget(100.0, 0.6, "prior") == Budget(prior=100.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), (" 2M5S ", 125)],
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0m", "soon", "5 m", "-3m", "1d", "m", "30m2h", "1e9", "nan", "inf", "3mm"])
+def test_durations_that_are_none(text):
+    with pytest.raises(InputError, match=r"--budget .*: expected a time such as 90s, 30m or 2h"):
+        parse_duration(text)
+
+
+def test_scans_of_different_shapes_and_masks_train_together(tmp_path, tiny_settings):
+    """Full scans, scans with lines and scans with points missing, odd and not square, in one folder."""
+    for number in range(6):
+        kspace = simulate_scan(number, slices=2, size=33, coils=3, noise=0.02).kspace
+        rows, columns = np.mgrid[:33, :33]
+        if number < 2:  # full
+            mask, kspace = None, kspace[:, :, :29]
+        elif number < 4:  # every other line and the centre
+            mask = columns[0] % 2 == number % 2
+            mask[13:20] = True
+        else:  # a chequerboard and the centre
+            mask = (rows + columns) % 2 == number % 2
+            mask[12:21, 12:21] = True
+        write_scan(tmp_path / f"scan{number}.h5", kspace if mask is None else np.where(mask, kspace, 0), mask=mask)
+    config = load_config(None, [*tiny_settings, "steps=8", f"data.path={tmp_path}"])
+    slices = open_slices(config, tmp_path)
+    assert len(slices.buckets) == 3
+    assert [slices.further_drop(slices.slices[i]) for i in (0, 4, 8)] == [2, 8, 205]
+    go(config, tmp_path / "run")
+    assert len(read_metrics(tmp_path / "run")) == 16

@@ -9,6 +9,7 @@ from rsdmri.errors import InputError
 from rsdmri.physics.fourier import ifft2c
 
 _BLOCK = 300_000  # entries of pixel matrices worked on at a time on a CPU
+_MOST_LOST = 0.002  # share of the object that may fall outside the maps before ``crop`` gives way
 _COARSE = 4  # the power iteration starts on a grid this much coarser
 
 
@@ -165,13 +166,13 @@ def _virtual_coil(block: Tensor) -> Tensor:
 
 
 def _crop_level(block: Tensor, where: tuple[slice, slice], value: Tensor, crop: float) -> Tensor:
-    """``crop``, or less where more than 2 % of the object (as the block alone shows it) would be lost."""
+    """``crop``, or less where more than ``_MOST_LOST`` of the object (as the block alone shows it) would be lost."""
     height, width = value.shape
     image = block.new_zeros(block.shape[0], height, width)
     image[:, where[0], where[1]] = block
     energy = ifft2c(image).abs().square().sum(0)
     inside = value[energy > 0.02 * _quantile(energy.flatten(), 0.99)]
-    return _quantile(inside, 0.02).clamp(max=crop)
+    return _quantile(inside, _MOST_LOST).clamp(max=crop)
 
 
 def _quantile(x: Tensor, q: float) -> Tensor:

@@ -263,7 +263,7 @@ def _locate(path: Path) -> Path:
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InputError(f"{path}: not readable JSON; copy the prior's folder again") from None
     if not isinstance(meta, dict) or not {"kind", "config", "sigma_data", "further_drop"} <= meta.keys():
         raise InputError(f"{path}: not the config.json of an rsdmri prior; give the folder of a prior")

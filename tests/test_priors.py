@@ -1,0 +1,255 @@
+"""Priors on disk: loading, what is refused, samples that depend on their number alone."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import rsdmri
+from rsdmri.errors import InputError
+from rsdmri.physics import masks
+from rsdmri.priors import load_prior, newest_prior
+from rsdmri.runtime import torch_generator
+from rsdmri.training.checkpoint import load_tensors
+from rsdmri.workflows.sample import sample
+
+
+@pytest.fixture(scope="module")
+def prior(finished_run):
+    return load_prior(finished_run, "cpu")
+
+
+@pytest.fixture
+def copy(tmp_path, finished_run) -> Path:
+    """A prior folder that a test may damage."""
+    return Path(shutil.copytree(finished_run / "prior", tmp_path / "copy"))
+
+
+def close(left: torch.Tensor, right: torch.Tensor) -> None:
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_depends_on_its_number_and_seed_alone(prior):
+    base = prior.sample(5, seed=3)
+    assert base.shape == (5, 32, 32)
+    assert base.dtype == torch.complex64
+    assert torch.equal(prior.sample(5, seed=3), base)
+    close(prior.sample(2, seed=3), base[:2])
+    close(prior.sample(5, seed=3, batch=1), base)
+    close(prior.sample(5, seed=3, batch=3), base)
+    other = prior.sample(5, seed=4)
+    for i in range(5):
+        for j in range(5):
+            assert not torch.allclose(other[i], base[j], rtol=1e-3)
+            assert i == j or not torch.allclose(base[i], base[j], rtol=1e-3)
+
+
+def test_teacher_samples_depend_on_their_number_and_seed_alone(prior):
+    base = prior.sample(3, seed=1, teacher=True, steps=4)
+    close(prior.sample(1, seed=1, teacher=True, steps=4, batch=2), base[:1])
+    close(prior.sample(3, seed=1, teacher=True, steps=4, batch=2), base)
+    assert not torch.allclose(prior.sample(3, seed=2, teacher=True, steps=4), base, rtol=1e-3)
+    assert not torch.allclose(prior.sample(3, seed=1, teacher=True, steps=6), base, rtol=1e-3)
+    assert not torch.allclose(prior.sample(3, seed=1), base, rtol=1e-3)
+
+
+def test_seed_zero_is_a_seed(prior):
+    assert torch.equal(prior.sample(1), prior.sample(1, seed=0))
+    assert not torch.allclose(prior.sample(1, seed=0), prior.sample(1, seed=1), rtol=1e-3)
+
+
+def test_sampling_neither_reads_nor_moves_the_global_random_state(prior):
+    state = torch.get_rng_state()
+    first = prior.sample(2)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(5)
+        assert torch.equal(prior.sample(2), first)
+
+
+def test_progress_counts_images(prior):
+    counts = []
+    prior.sample(5, batch=2, advance=counts.append)
+    assert counts == [2, 2, 1]
+
+
+def test_bank_draws_masks_below_those_that_were_acquired(prior):
+    bank = prior.bank
+    operator = bank.draw(64, torch_generator("bank"))
+    assert operator.maps.shape == (64, 4, 32, 32)
+    acs = masks.acs_block(bank.mask)
+    for maps, shown in zip(operator.maps, operator.mask, strict=True):
+        source = next(i for i in range(len(bank.maps)) if torch.equal(bank.maps[i], maps))
+        acquired = bank.mask[source]
+        assert bool((shown <= acquired).all())
+        assert bool(shown[..., acs[1]].all())
+        outer = int(acquired.sum()) - (acs[1].stop - acs[1].start)
+        assert int(acquired.sum()) - int(shown.sum()) == min(bank.drop, outer)
+
+
+@pytest.mark.parametrize("place", ["", "prior", "prior/model.safetensors", "prior/config.json"])
+def test_a_prior_is_found_from_every_place(finished_run, prior, place):
+    found = load_prior(finished_run / place, "cpu")
+    assert found.kind == "prior"
+    assert found.digest == prior.digest
+    assert torch.equal(found.sample(1), prior.sample(1))
+
+
+def test_a_teacher_folder_is_a_prior_without_a_generator(finished_run, prior):
+    teacher = load_prior(str(finished_run / "teacher"), "cpu")
+    assert teacher.kind == "teacher"
+    assert torch.equal(teacher.sample(2, teacher=True, steps=3), prior.sample(2, teacher=True, steps=3))
+    with pytest.raises(InputError, match="no one-step prior yet"):
+        teacher.sample(2)
+
+
+def test_the_package_offers_it(finished_run):
+    assert rsdmri.load_prior(finished_run).sample(2).shape == (2, 32, 32)
+
+
+def test_weights_are_the_averages_and_the_digest_is_theirs(finished_run, prior):
+    state, _ = load_tensors(finished_run / "checkpoints" / "prior-00000006.safetensors")
+    for name, tensor in prior.generator.denoiser.state_dict().items():
+        assert torch.equal(tensor, state[f"average.denoiser.{name}"])
+    state, _ = load_tensors(finished_run / "checkpoints" / "teacher-00000006.safetensors")
+    for name, tensor in prior.denoiser.state_dict().items():
+        assert torch.equal(tensor, state[f"average.{name}"])
+    data = (finished_run / "prior" / "model.safetensors").read_bytes()
+    assert prior.digest == hashlib.sha256(data).hexdigest()
+    assert not any(p.requires_grad for p in [*prior.denoiser.parameters(), *prior.generator.parameters()])
+
+
+def test_model_card_says_what_it_must(finished_run):
+    card = (finished_run / "prior" / "README.md").read_text()
+    for text in (rsdmri.RESEARCH_ONLY, "32 x 32, 4 coils", "4 (random masks)", "6 steps, 24 images", "27,578"):
+        assert text in card
+    assert json.loads((finished_run / "prior" / "config.json").read_text())["note"] == rsdmri.RESEARCH_ONLY
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_prior(path, "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_places_are_refused(tmp_path, finished_run):
+    refused(tmp_path / "none", "no such prior")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no finished prior in this folder")
+    refused(finished_run / "metrics.jsonl", "damaged or not a safetensors file")
+    refused(finished_run / "checkpoints" / "prior-00000006.safetensors", "without the config.json beside them")
+
+
+def test_an_unfinished_run_gives_its_teacher(tmp_path, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "prior" / "config.json").unlink()
+    assert load_prior(run, "cpu").kind == "teacher"
+    shutil.rmtree(run / "teacher")
+    refused(run, "no finished prior in this folder")
+
+
+@pytest.mark.parametrize("head", [b"\x80\x02", b"\x80\x04\x95", b"PK\x03\x04\x00\x00"])
+def test_pickled_weights_are_refused_unopened(tmp_path, copy, head):
+    content = head + b"cposix\nsystem\n(S'touch " + str(tmp_path / "trace").encode() + b"'\ntR."
+    (copy / "model.safetensors").write_bytes(content)
+    (tmp_path / "weights.pt").write_bytes(content)
+    for path in (copy, copy / "model.safetensors", tmp_path / "weights.pt"):
+        refused(path, "pickled weights are not opened")
+    assert not (tmp_path / "trace").exists()
+
+
+def changed(**values: object):
+    return lambda text: json.dumps({**json.loads(text), **values})
+
+
+DAMAGE = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "a list": lambda text: "[]",
+    "a word": lambda text: "null",
+    "no scale": lambda text: text.replace('"sigma_data"', '"sigma"'),
+    "scale of nothing": changed(sigma_data=None),
+    "negative scale": changed(sigma_data=-1.0),
+    "scale in words": changed(sigma_data="much"),
+    "drop in words": changed(further_drop="some"),
+    "no settings": changed(config=None),
+    "unknown settings": changed(config={"network": {"chanels": [8, 16]}}),
+    "other architecture": changed(config={"network": {"channels": [8, 24]}}),
+    "hostile architecture": changed(config={"network": {"channels": [8, -16]}}),
+    "deep nesting": lambda text: "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_config_is_one_line(copy, name):
+    file = copy / "config.json"
+    file.write_text(DAMAGE[name](file.read_text()))
+    refused(copy, r"copy(/config\.json)?: ")
+
+
+def test_binary_config_is_one_line(copy):
+    (copy / "config.json").write_bytes(b"\xff\xfe\x00" * 50)
+    refused(copy, "not readable JSON")
+
+
+@pytest.mark.parametrize("keep", [0, 100, -100])
+def test_damaged_weights_are_one_line(copy, keep):
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(copy, "damaged or not a safetensors file")
+
+
+def test_missing_weights_are_one_line(copy):
+    (copy / "model.safetensors").unlink()
+    refused(copy, "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"n": 0}, "--n 0: must be at least 1"),
+        ({"n": -3}, "--n -3"),
+        ({"teacher": True, "steps": 0}, "--steps 0: must be at least 1"),
+    ],
+)
+def test_impossible_requests_are_refused_before_anything_is_written(tmp_path, finished_run, prior, request_, message):
+    with pytest.raises(InputError, match=message):
+        prior.sample(**request_)
+    with pytest.raises(InputError, match=message):
+        sample(finished_run, out=tmp_path / "out", device="cpu", **request_)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_sample_workflow_writes_images_picture_and_provenance(tmp_path, finished_run, prior, teacher):
+    lines = []
+    sample(finished_run, n=3, teacher=teacher, steps=3, seed=2, out=tmp_path / "out", device="cpu", say=lines.append)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["samples.h5", "samples.png"]
+    with h5py.File(tmp_path / "out" / "samples.h5") as file:
+        images, attrs = file["samples"][()], dict(file.attrs)
+    assert images.dtype == np.complex64
+    close(torch.from_numpy(images), prior.sample(3, teacher=teacher, steps=3, seed=2))
+    assert attrs["prior_sha256"] == prior.digest
+    assert attrs["network_evaluations"] == (5 if teacher else 1)
+    assert attrs["seed"] == 2
+    assert attrs["note"] == rsdmri.RESEARCH_ONLY
+    assert "images/s" in lines[0]
+
+
+def test_newest_prior_is_the_last_to_finish(tmp_path, monkeypatch, finished_run):
+    import os
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no finished prior under runs/; run rsdmri train first"):
+        newest_prior()
+    for number, name in enumerate(("b", "c", "a")):
+        shutil.copytree(finished_run / "prior", Path("runs") / name / "prior")
+        os.utime(Path("runs") / name / "prior" / "config.json", (10**9 + number, 10**9 + number))
+    (Path("runs") / "unfinished" / "prior").mkdir(parents=True)
+    assert newest_prior() == Path("runs/a/prior")

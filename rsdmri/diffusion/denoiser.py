@@ -36,6 +36,11 @@ def ridge_inverse(u: Tensor, operator: Sense, shift: Tensor, iterations: int) ->
     return linear(u, solve, solve)
 
 
+def support(operator: Sense) -> Tensor:
+    """Pixels that some coil sees, bool ``(batch, y, x)``: elsewhere no measurement says anything, and x is 0."""
+    return (operator.maps != 0).any(dim=-3)
+
+
 class Denoiser(nn.Module):
     """D(u, M~, sigma): estimate of the clean image from u = A~^H A~ (x + sigma e).
 
@@ -45,6 +50,7 @@ class Denoiser(nn.Module):
     ``operator``: lines missing from M~ carry no input, so the skip path inverts the known operator instead:
         lambda = s^2/sd^2, r = (A~^H A~ + lambda)^-1 u, D = r + sd F((1+lambda) r / sqrt(s^2+sd^2), M~, c_noise),
         which has the published skip path where A~ is the identity.
+    Either way the estimate is 0 where no coil sees anything: no loss reaches the network's output there.
 
     Args:
         network: maps channels (real, imaginary, mask) and c_noise to (real, imaginary).
@@ -89,7 +95,8 @@ class Denoiser(nn.Module):
             ratio = (sigma / data) ** 2
             base = ridge_inverse(u, operator, ratio, self.iterations)
             inputs, outer = _scaled(base, (1 + ratio) / total), data.expand_as(sigma)
-        return base + _scaled(self._network(inputs, operator.mask, sigma), outer)
+        estimate = base + _scaled(self._network(inputs, operator.mask, sigma), outer)
+        return torch.where(support(operator), estimate, 0)
 
     def _network(self, image: Tensor, mask: Tensor, sigma: Tensor) -> Tensor:
         channels = to_channels(image)

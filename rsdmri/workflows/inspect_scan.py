@@ -31,13 +31,12 @@ def inspect_scan(path: Path, png: Path | None = None) -> list[Row]:
     noise = scan_noise(scan, mask)
     rows = [*_dimensions(scan), *_sampling(scan, mask)]
     index = _index(scan)
+    prepared = None
     try:
         prepared = prepare_slice(torch.from_numpy(scan.kspace[index]), mask, noise=noise)
+        rows += [*_noise(noise, prepared), *_maps(prepared, index)]
     except InputError as error:
         rows += [*_noise(noise), ("coil maps", f"none: {error}")]
-        prepared = None
-    else:
-        rows += [*_noise(noise, prepared), *_maps(prepared, index)]
     rows += [("warning", warning) for warning in scan.warnings]
     if png is not None:
         _picture(scan, index, prepared, png)

@@ -123,15 +123,21 @@ def reconstruct(
 
     work = SliceWork(scan, used, method, network, samples if method == "rsd" else 1, seed, target_device)
     work.run(advance)
-    target, scores, scored, notes = _score(scan, work.volume, acceleration is not None)
+    return _finished(work, law, (time.monotonic() - started) / len(work.volume))
+
+
+def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstruction:
+    """The result of ``work`` with its scores and provenance; ``seconds`` per slice."""
+    scan, network = work.scan, work.prior
+    target, scores, scored, notes = _score(scan, work.volume, law is not None)
     attrs = {
-        **_provenance(scan, used, law, method, network),
+        **_provenance(scan, work.mask, law, work.method, network),
         "scale": work.scale,
         "sigma_y": work.sigma_y,
         "noise_source": work.noise.source,
         "samples": work.samples,
-        "seed": seed,
-        "seconds_per_slice": (time.monotonic() - started) / len(work.volume),
+        "seed": work.seed,
+        "seconds_per_slice": seconds,
         **({} if scores is None else scores),
     }
     return Reconstruction(
@@ -139,14 +145,14 @@ def reconstruct(
         volume=work.volume,
         std=work.std,
         complex_images=work.images,
-        mask=used.numpy(),
+        mask=work.mask.numpy(),
         scale=work.scale,
         sigma_y=work.sigma_y,
         target=target,
         scores=scores,
         scored=scored,
         attrs=attrs,
-        warnings=scan.warnings + work.warnings() + _prior_warnings(scan, used, network) + notes,
+        warnings=scan.warnings + work.warnings() + _prior_warnings(scan, work.mask, network) + notes,
     )
 
 

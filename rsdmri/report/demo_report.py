@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from rsdmri import RESEARCH_ONLY
 from rsdmri.config import Config
-from rsdmri.report.figures import image_grid, kspace_figure, loss_figure, reconstruction_figure
+from rsdmri.report.figures import image_grid, kspace_figure, loss_figure, reconstruction_figure, save_png
 from rsdmri.report.html import Picture, Section, Table, write_report
 
 
@@ -55,7 +56,7 @@ class DemoResults:
 
 
 def write_demo_report(path: Path, results: DemoResults) -> None:
-    """Write the report to ``path``."""
+    """Write the report to ``path``, and ``reconstruction.png`` and ``samples.png`` beside it."""
     sections = [_data(results), _training(results), _sampling(results), _reconstruction(results), _limits(results)]
     warnings = [RESEARCH_ONLY]
     if results.quick:
@@ -71,6 +72,8 @@ def write_demo_report(path: Path, results: DemoResults) -> None:
         ),
         warnings=warnings,
     )
+    save_png(_reconstructed(results.scans[0]), path.parent / "reconstruction.png")
+    save_png(_grid("one-step prior, 1 evaluation", results.samples["prior"]), path.parent / "samples.png")
 
 
 def _data(results: DemoResults) -> Section:
@@ -99,13 +102,9 @@ def _training(results: DemoResults) -> Section:
 
 def _sampling(results: DemoResults) -> Section:
     samples = results.samples
-    columns = 8
     rows = {"clean, held out": samples["reference"][:: max(1, len(samples["reference"]) // 16)]}
     rows |= {"teacher, 35 evaluations": samples["teacher"], "one-step prior, 1 evaluation": samples["prior"]}
-    pictures = [
-        Picture(image_grid(np.abs(images[:16]), columns=columns, heading=name, window=1.2), f"{name}: not selected.")
-        for name, images in rows.items()
-    ]
+    pictures = [Picture(_grid(name, images), f"{name}: the first ones, not selected.") for name, images in rows.items()]
     return Section(
         "Samples",
         text=(
@@ -113,7 +112,7 @@ def _sampling(results: DemoResults) -> Section:
             f"{samples['floor']:.1f} apart. One-step over teacher: distance {samples['distance_ratio']:.2f}, "
             f"speed {samples['speed_ratio']:.1f}."
         ),
-        tables=[Table(samples["rows"])],
+        tables=[Table([_sampler_row(row) for row in samples["rows"]])],
         pictures=pictures,
     )
 
@@ -121,14 +120,7 @@ def _sampling(results: DemoResults) -> Section:
 def _reconstruction(results: DemoResults) -> Section:
     pictures = []
     for scan in results.scans[:2]:
-        middle = scan.target.shape[0] // 2
-        images = {method: volume[middle] for method, volume in scan.volumes.items()}
-        std = None if scan.std is None else scan.std[middle]
-        pictures.append(
-            Picture(
-                reconstruction_figure(scan.target[middle], images, std), f"Held-out scan {scan.name}, middle slice."
-            )
-        )
+        pictures.append(Picture(_reconstructed(scan), f"Held-out scan {scan.name}, middle slice."))
     return Section(
         "Reconstruction",
         text=(
@@ -139,6 +131,27 @@ def _reconstruction(results: DemoResults) -> Section:
         tables=[Table(results.score_rows())],
         pictures=pictures,
     )
+
+
+def _grid(name: str, images: np.ndarray) -> Figure:
+    return image_grid(np.abs(images[:16]), columns=8, heading=name, window=1.2)
+
+
+def _sampler_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    distance = f"{row['Frechet distance']:.0f} ({row['95 % low']:.0f} to {row['95 % high']:.0f})"
+    return {
+        "sampler": row["sampler"],
+        "evaluations": row["evaluations"],
+        "Frechet distance (95 %)": distance,
+        "kernel distance": row["kernel distance"],
+        "images/s": row["images/s"],
+    }
+
+
+def _reconstructed(scan: ReconstructedScan) -> Figure:
+    middle = scan.target.shape[0] // 2
+    images = {method: volume[middle] for method, volume in scan.volumes.items()}
+    return reconstruction_figure(scan.target[middle], images, None if scan.std is None else scan.std[middle])
 
 
 def _limits(results: DemoResults) -> Section:

@@ -130,7 +130,7 @@ def train(
         overrides.append(f"data.path='''{data.resolve()}'''")
     config = load_config(recipe, overrides)
     name = recipe.stem if recipe else f"multicoil-r{config.acquisition.acceleration:g}"
-    seconds = parse_duration(budget) if budget else None
+    seconds = None if budget is None else parse_duration(budget)
     target = out or Path("runs") / (name + (f"-seed{config.seed}" if config.seed else ""))
     try:
         run(config, target, stage=stage.value, budget=seconds, device=device, dry_run=dry_run, say=typer.echo)

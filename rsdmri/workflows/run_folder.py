@@ -31,7 +31,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._made = not Path(path).exists()
+        self._made = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
         self.path = output_directory(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
@@ -77,7 +77,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training here at the same time; afterwards an empty new folder is removed.
+        """Keep other processes from training here at the same time; afterwards new folders that are empty are removed.
 
         Errors:
             InputError: a living process of this machine holds the lock.
@@ -99,8 +99,10 @@ class RunFolder:
         finally:
             _held.discard(file.resolve())
             file.unlink(missing_ok=True)
-            if self._made and not any(self.path.iterdir()):
-                self.path.rmdir()
+            for made in self._made:
+                if any(made.iterdir()):
+                    break
+                made.rmdir()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

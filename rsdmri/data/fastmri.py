@@ -21,6 +21,11 @@ from rsdmri.files import safe_stem
 
 __all__ = ["ScanShape", "read_acquired", "read_scan", "scan_shape", "write_reconstruction", "write_scan"]
 
+# Free text could name a patient: only these are passed on.
+ACQUISITIONS = (
+    *("CORPD_FBK", "CORPDFS_FBK", "AXT1", "AXT1PRE", "AXT1POST", "AXT2", "AXFLAIR"),  # fastMRI
+    "AXPD",  # simulated
+)
 _MOST_SLICES, _MOST_COILS, _LONGEST_SIDE, _SLICE_BYTES = 2048, 256, 4096, 4 << 30
 
 
@@ -225,7 +230,8 @@ def _acquisition(file: h5py.File) -> str:
         value = file.attrs.get("acquisition")
     except (OSError, RuntimeError, ValueError, TypeError, KeyError):
         return "unknown"
-    return clean(value) if isinstance(value, str | bytes) and value else "unknown"
+    word = clean(value) if isinstance(value, str | bytes) else ""
+    return word if word in ACQUISITIONS else "unknown"
 
 
 def _file_mask(file: h5py.File, kspace: _Kspace) -> np.ndarray | None:

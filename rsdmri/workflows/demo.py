@@ -33,7 +33,14 @@ SETTINGS: dict[str, Any] = {
     "acquisition": {"acceleration": 4.0},
     "network": {"channels": [16, 48, 96]},
     "teacher": {"batch": 16, "learning_rate": 1.5e-3, "ema_images": 8000.0, "share": 0.5},
-    "prior": {"batch": 8, "alpha": 1.0, "learning_rate": 7e-5, "fake_learning_rate": 2e-4, "ema_images": 3000.0},
+    "prior": {
+        "batch": 8,
+        "alpha": 1.0,
+        "t_max": 0.5,
+        "learning_rate": 1e-4,
+        "fake_learning_rate": 3e-4,
+        "ema_images": 3000.0,
+    },
 }
 
 

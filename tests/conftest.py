@@ -1,8 +1,12 @@
 """Fixtures shared by the rooms: a tiny simulated set and a tiny finished run, made once per test process."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Two processes of one thread each beat two that fight for both cores; read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = (
     "network.channels=[8,16]",

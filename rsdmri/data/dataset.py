@@ -23,6 +23,7 @@ from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.runtime import numpy_generator
 
 _LEAST_ACS = 4  # lines that coil maps need
+NOISE_SLICES = 8  # of a scan that its noise estimate rests on, at most
 
 Shape = tuple[int, int, int, int, bool]  # coils, y, x, rows of the mask, prospective
 
@@ -107,6 +108,7 @@ class TrainingSlices:
         self.law = law
         self.slices: list[SliceRef] = []
         self.buckets: OrderedDict[Shape, list[int]] = OrderedDict()
+        self._files: dict[Path, list[int]] = {}
         for entry in entries:
             self._add(entry.path)
         self._noise: dict[Path, NoiseEstimate] = {}
@@ -127,6 +129,7 @@ class TrainingSlices:
             mask = mask & ~torch.as_tensor(shape.absent)
             kind = (shape.coils, shape.y, shape.x, len(mask), shape.prospective)
             self.buckets.setdefault(kind, []).append(len(self.slices))
+            self._files.setdefault(path, []).append(len(self.slices))
             self.slices.append(SliceRef(shape, path, index, mask))
 
     def __len__(self) -> int:
@@ -150,20 +153,25 @@ class TrainingSlices:
         return prepared
 
     def noise_of(self, path: Path) -> NoiseEstimate:
-        """Noise covariance of a scan, from the acquired samples of all of its slices."""
+        """Noise covariance of a scan, from the acquired samples of its first slices."""
         if path not in self._noise:
             found = []
-            for ref in (ref for ref in self.slices if ref.path == path):
+            for ref in [self.slices[item] for item in self._files[path]][:NOISE_SLICES]:
                 kspace = torch.from_numpy(read_acquired(path, ref.index, ref.mask.numpy()))
                 found.append(estimate_covariance(kspace[None], ref.mask))
             self._noise[path] = combine_estimates(found)
         return self._noise[path]
 
     def prepare(self, advance: Callable[[], None] = lambda: None) -> None:
-        """Prepare every slice once, so that damaged files are found before training; ``advance`` after each."""
+        """Prepare slices until they fill the memory given to them; ``advance`` after each.
+
+        In sets that fit, damaged files are found before training; the rest of larger ones is prepared as it is drawn.
+        """
         for item in range(len(self)):
             self[item]
             advance()
+            if item not in self._cache:
+                break
 
     def acs_of(self, ref: SliceRef) -> int | tuple[slice, slice]:
         """The centre that every slice with ``ref``'s kind of mask acquired: lines, or slices of measured masks."""

@@ -171,7 +171,7 @@ class Trainer:
         step, elapsed = 0, 0.0
         saved = latest_checkpoint(self.folder.checkpoints, name)
         if saved is not None:
-            stage.load_state({key: tensor.to(self.device) for key, tensor in saved.tensors.items()})
+            stage.load_state(saved.tensors)  # goes to the device by itself; Adam's step counts stay on the CPU
             step, elapsed = int(saved.meta["step"]), float(saved.meta["elapsed"])
             finished = saved.meta.get("finished") and (self.folder.path / name / "config.json").exists()
             if finished and (schedule.steps is None or step >= schedule.steps):

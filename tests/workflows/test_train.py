@@ -155,7 +155,7 @@ def wait_for(run: Path, pattern: str, process: subprocess.Popen) -> None:
 
 def test_killed_and_terminated_processes_go_on_with_the_same_bits(tmp_path, settings):
     """kill -9 in the teacher's training, SIGTERM in the prior's, against one process; and no second one meanwhile."""
-    config = settings("steps=20", "workers=1")
+    config = settings("steps=16", "workers=1")
     recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(config.to_toml())
     # one thread in every process, so that sums are taken in the same order

@@ -224,6 +224,11 @@ def test_stages_one_by_one_are_the_stages_together(tmp_path, settings, finished_
     assert_same_run(tmp_path / "run", finished_run)
 
 
+def test_memory_for_slices_and_how_often_to_save_change_nothing(tmp_path, settings, finished_run):
+    go(settings("data.cache_gb=0", "checkpoint_every=100"), tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished_run)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_export_is_written_again(tmp_path, settings, finished_run, stage):
     """The process dies between the last checkpoint and the end of the export."""

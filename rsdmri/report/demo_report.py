@@ -159,9 +159,9 @@ def _limits(results: DemoResults) -> Section:
         "What this shows and what not",
         text=(
             "The scans are simulated and small, and training lasted minutes: the pictures show that the chain works, "
-            "not what it reaches. The standard deviation over draws is not calibrated and much smaller than the error: it "
-            "shows where the result hangs on chance, not how wrong it is. Numbers vary with the seed and with the speed of the machine, because the time is "
-            "fixed and the number of steps is not."
+            "not what it reaches. The standard deviation over draws is not calibrated and much smaller than the error: "
+            "it shows where the result hangs on chance, not how wrong it is. Numbers vary with the seed and with the "
+            "speed of the machine, because the time is fixed and the number of steps is not."
         ),
         key_figures={"minutes in this run": results.seconds / 60},
         command=results.command,

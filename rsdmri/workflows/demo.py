@@ -62,7 +62,7 @@ class Pace:
 
 
 FULL = Pace(training=600.0, images=256, teacher_seconds=60.0, reference=40)
-QUICK = Pace(training=75.0, images=64, teacher_seconds=12.0, reference=12)
+QUICK = Pace(training=105.0, images=64, teacher_seconds=12.0, reference=12)
 
 
 def demo_config(quick: bool = False, seed: int = 0) -> Config:

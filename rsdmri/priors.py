@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,17 @@ class Acquisitions:
     mask: Tensor
     drop: int
 
+    @cached_property
+    def acs(self) -> tuple[slice, slice]:
+        """The centre that all masks of the bank acquired."""
+        return masks.acs_block(self.mask)
+
     def draw(self, count: int, generator: torch.Generator) -> Sense:
         """Batch of ``count`` operators A~ with random maps and further masks."""
         device = self.maps.device
         items = torch.randint(len(self.maps), (count,), generator=generator, device=device)
-        acs = masks.acs_block(self.mask)
-        return sense(self.maps[items], masks.further_mask(self.mask[items], self.drop, acs=acs, generator=generator))
+        shown = masks.further_mask(self.mask[items], self.drop, acs=self.acs, generator=generator)
+        return sense(self.maps[items], shown)
 
 
 def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> Denoiser:

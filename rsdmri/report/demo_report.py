@@ -104,7 +104,10 @@ def _sampling(results: DemoResults) -> Section:
     samples = results.samples
     rows = {"clean, held out": samples["reference"][:: max(1, len(samples["reference"]) // 16)]}
     rows |= {"teacher, 35 evaluations": samples["teacher"], "one-step prior, 1 evaluation": samples["prior"]}
-    pictures = [Picture(_grid(name, images), f"{name}: the first ones, not selected.") for name, images in rows.items()]
+    pictures = [
+        Picture(_grid(name, images), f"{name}: evenly spaced or the first ones, not selected.")
+        for name, images in rows.items()
+    ]
     return Section(
         "Samples",
         text=(

@@ -10,6 +10,9 @@ the outer one meets only complete k-space, and in A^H A it cancels: nothing is e
 For a mask that depends on the phase-encode position alone the readout transform cancels too,
 A^H A x = sum_c conj(s_c) F_pe^H M F_pe s_c x, so the normal needs transforms along the last axis only. Its rows are
 independent and are worked through in blocks that stay in the processor's cache.
+
+The way back uses the transform of the way forth, sum_c conj(s_c) ifft(k_c) = conj(sum_c s_c fft(conj(k_c))) / n: the
+conjugation costs nothing beside the weights, and no conjugated copy of the maps has to be stored and read.
 """
 
 import math
@@ -20,57 +23,64 @@ from torch import Tensor
 from rsdmri.physics.fourier import fft2c, ifft2c
 from rsdmri.physics.linop import LinearOperator, check_shape, linear
 
-_BLOCK = 200_000  # complex numbers in one block of a large problem on a CPU
-_WHOLE = 600_000  # below this a CPU does everything in one call
+_LINES_BLOCK = 100_000  # complex numbers in one block of a large problem on a CPU, where measured fastest
+_POINTS_BLOCK = 250_000
+_WHOLE = 300_000  # below this a CPU does everything in one call
 _DEVICE_BLOCK = 32_000_000  # the same on an accelerator, where only memory is a limit
 
 
-def sense(maps: Tensor, mask: Tensor) -> "Sense":
+def sense(maps: Tensor, mask: Tensor, *, sets: bool = False) -> "Sense":
     """SENSE operator of coil ``maps`` (coil, y, x) or (batch, coil, y, x), complex, and a boolean sampling ``mask``.
 
-    ``mask`` is (x,) or (1, x) for phase-encode lines, (y, x) for points; (batch, 1, x) or (batch, y, x) per item.
-    Raises ``ValueError`` when a rank, a size or a type does not fit.
+    ``mask`` is (x,) or (1, x) for phase-encode lines, (y, x) for points; (batch, 1, x) or (batch, y, x) per item. With
+    ``sets`` the maps have an axis of ESPIRiT sets before the coils, and the image one before y. A single coil is a
+    coil axis of 1. Raises ``ValueError`` when a rank, a size or a type does not fit.
     """
-    return Sense(maps, mask)
+    return Sense(maps, mask, sets=sets)
 
 
 class Sense(LinearOperator):
-    """A x = M F (s_c x).
+    """A x = M F (s_c x), or M F (sum_s s_sc x_s) with several sets s of maps.
 
     With unbatched maps and mask: (..., y, x) to (..., coil, y, x). Batched: (batch, y, x) to (batch, coil, y, x), item
-    by item. The image has the complex type of the maps. Gradients flow through the image, not through the maps.
+    by item. With sets the image is (..., set, y, x) or (batch, set, y, x). The image has the complex type of the maps.
+    Gradients flow through the image, not through the maps.
     """
 
-    def __init__(self, maps: Tensor, mask: Tensor) -> None:
-        if maps.ndim not in (3, 4):
-            raise ValueError(f"maps: expected (coil, y, x) or (batch, coil, y, x), got shape {list(maps.shape)}")
+    def __init__(self, maps: Tensor, mask: Tensor, *, sets: bool = False) -> None:
+        rank, axes = (4, "set, coil, y, x") if sets else (3, "coil, y, x")
+        if maps.ndim not in (rank, rank + 1):
+            raise ValueError(f"maps: expected ({axes}) or (batch, {axes}), got shape {list(maps.shape)}")
         if not maps.is_complex():
             raise ValueError(f"maps: expected a complex type, got {maps.dtype}")
         if 0 in maps.shape:
             raise ValueError(f"maps: an axis is empty, shape {list(maps.shape)}")
-        maps = maps.detach()
-        self.maps: Tensor = maps
+        self.maps: Tensor = maps.detach()
+        self.sets: int | None = maps.shape[-4] if sets else None
         self._phase = _phases(maps, outer=True)
         self._set_mask(mask)
         self._prepared = self._prepare()
 
     def _set_mask(self, mask: Tensor) -> None:
+        sets = () if self.sets is None else (self.sets,)
+        leading = self.maps.shape[: -3 - len(sets)]
+        self.mask: Tensor = _checked_mask(mask, self.maps, tuple(leading))
         n_coils, height, width = self.maps.shape[-3:]
-        mask = _checked_mask(mask, self.maps)
-        self.mask: Tensor = mask
-        self._batched = self.maps.ndim == 4 or mask.ndim == 3
-        leading = tuple(self.maps.shape[:-3]) or tuple(mask.shape[:-2])
-        self.domain_shape = (*leading, height, width)
+        self._batched = bool(leading) or self.mask.ndim == 3
+        leading = leading or self.mask.shape[:-2]
+        self.domain_shape = (*leading, *sets, height, width)
         self.range_shape = (*leading, n_coils, height, width)
-        self._lines = mask.shape[-2] == 1
-        self._skipped = ~mask if mask.ndim == 2 else ~mask[:, None]
-        # complex, so that it multiplies k-space in place without a conversion; [batch, 1, 1, x] or [batch, 1, y, x]
-        self._weight = mask.reshape(-1, 1, *mask.shape[-2:]).to(self.maps.dtype)
+        self._lines = self.mask.shape[-2] == 1
+        self._skipped = ~self.mask if self.mask.ndim == 2 else ~self.mask[:, None]
+        # conjugates and scales k-space in place, seen as real numbers: [batch, 1, 1 or y, x, 2]
+        scale = (1.0 if self._lines else 1.0 / height) / width
+        weight = self.mask.reshape(-1, 1, *self.mask.shape[-2:]).to(self._phase.real.dtype) * scale
+        self._weight = torch.stack([weight, -weight], dim=-1)
 
     def with_mask(self, mask: Tensor) -> "Sense":
         """The same coils seen through another mask; the prepared maps are shared."""
         other = object.__new__(Sense)
-        other.maps, other._phase = self.maps, self._phase
+        other.maps, other.sets, other._phase = self.maps, self.sets, self._phase
         other._set_mask(mask)
         other._prepared = self._prepared if other._lines == self._lines else other._prepare()
         return other
@@ -95,86 +105,94 @@ class Sense(LinearOperator):
         if x.dtype != self.maps.dtype:
             raise ValueError(f"expected {self.maps.dtype} like the maps, got {x.dtype}")
 
-    def _prepare(self) -> tuple[Tensor, Tensor]:
-        """Maps times inner phase, and the conjugate: [batch, y, coil, x] for lines, [batch, coil, y, x] for points."""
+    def _prepare(self) -> Tensor:
+        """Maps times inner phase: [batch, set, y, coil, x] for lines, [batch, set, coil, y, x] for points."""
         maps = self.maps * _phases(self.maps, outer=False)
-        maps = maps if maps.ndim == 4 else maps[None]
-        maps = maps.movedim(-3, -2).contiguous() if self._lines else maps
-        return maps, maps.conj().resolve_conj()
+        maps = maps.reshape(-1, self.sets or 1, *maps.shape[-3:])
+        return maps.movedim(-3, -2).contiguous() if self._lines else maps
 
-    def _coil_first(self) -> tuple[Tensor, Tensor]:
-        maps, conj = self._prepared
-        return (maps.movedim(-3, -2), conj.movedim(-3, -2)) if self._lines else (maps, conj)
+    def _coil_first(self) -> Tensor:
+        """Prepared maps [batch, set, coil, y, x]."""
+        return self._prepared.movedim(-3, -2) if self._lines else self._prepared
 
     def _forward(self, x: Tensor) -> Tensor:
-        maps = self._coil_first()[0]
-        maps = maps if self._batched else maps[0]
-        kspace: Tensor = torch.fft.fft2(maps * x.unsqueeze(-3), norm="ortho")
-        return kspace.mul_(self._phase).masked_fill_(self._skipped, 0)
+        images = x.reshape(-1, self.sets or 1, 1, *x.shape[-2:])
+        kspace: Tensor = torch.fft.fft2(_combined(images, self._coil_first()), norm="ortho")
+        shape = (*x.shape[: x.ndim - len(self.domain_shape)], *self.range_shape)
+        return kspace.mul_(self._phase).view(shape).masked_fill_(self._skipped, 0)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        conj = self._coil_first()[1]
-        conj = conj if self._batched else conj[0]
-        kspace = y.masked_fill(self._skipped, 0).mul_(self._phase.conj())
-        images: Tensor = torch.fft.ifft2(kspace, norm="ortho")
-        return images.mul_(conj).sum(-3)
+        kspace = y.masked_fill(self._skipped, 0).conj_physical_().mul_(self._phase)
+        images: Tensor = torch.fft.fft2(kspace, norm="ortho").reshape(-1, *y.shape[-3:])
+        shape = (*y.shape[: y.ndim - len(self.range_shape)], *self.domain_shape)
+        return _seen(images, self._coil_first(), -3).conj_physical_().view(shape)
 
     def _normal(self, x: Tensor) -> Tensor:
-        maps, conj = self._prepared
-        images = x.reshape(-1, *x.shape[-2:])
+        images = x.reshape(-1, self.sets or 1, *x.shape[-2:])
         work = _normal_lines if self._lines else _normal_points
-        return work(images, maps, conj, self._weight).view(x.shape)
+        return work(images, self._prepared, self._weight).conj_physical_().view(x.shape)
 
 
-def _normal_lines(images: Tensor, maps: Tensor, conj: Tensor, weight: Tensor) -> Tensor:
-    """A^H A for whole lines: images [n, y, x], maps [1 or n, y, coil, x], weight [1 or n, 1, 1, x]."""
-    n, height, width = images.shape
+def _combined(images: Tensor, maps: Tensor) -> Tensor:
+    """sum_s s_sc x_s: images [n, set, ...] with a coil axis of 1, maps [1 or n, set, ...]."""
+    return maps[:, 0] * images[:, 0] if maps.shape[1] == 1 else (maps * images).sum(1)
+
+
+def _seen(images: Tensor, maps: Tensor, coil: int) -> Tensor:
+    """sum_c s_sc z_c for every set: coil images [n, ...], overwritten, maps [1 or n, set, ...]; gives [n, set, ...]."""
+    if maps.shape[1] == 1:
+        return images.mul_(maps[:, 0]).sum(coil)[:, None]
+    return (maps * images[:, None]).sum(coil)
+
+
+def _normal_lines(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+    """conj(A^H A x), lines: images [n, set, y, x], maps [1 or n, set, y, coil, x], weight [1 or n, 1, 1, x, 2]."""
+    n, _, height, width = images.shape
     item = maps.shape[-2] * height * width
-    block, whole = _limits(images)
+    block, whole = _limits(images, _LINES_BLOCK)
     if n * item <= whole:
-        return _lines_block(images, maps, conj, weight)
+        return _lines_block(images, maps, weight)
     result = torch.empty_like(images)
     for items in _ranges(n, max(1, block // item)):
-        own_maps, own_conj, own_weight = _own(maps, items), _own(conj, items), _own(weight, items)
+        own_maps, own_weight = _own(maps, items), _own(weight, items)
         for rows in _ranges(height, max(1, height * block // item)):
-            part = _lines_block(images[items, rows], own_maps[:, rows], own_conj[:, rows], own_weight)
-            result[items, rows] = part
+            result[items, :, rows] = _lines_block(images[items, :, rows], own_maps[:, :, rows], own_weight)
     return result
 
 
-def _lines_block(images: Tensor, maps: Tensor, conj: Tensor, weight: Tensor) -> Tensor:
-    kspace = torch.fft.fft(maps * images.unsqueeze(-2)).mul_(weight)
-    result: Tensor = torch.fft.ifft(kspace).mul_(conj).sum(-2)
-    return result
+def _lines_block(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+    kspace = torch.fft.fft(_combined(images.unsqueeze(-2), maps))
+    torch.view_as_real(kspace).mul_(weight)
+    return _seen(torch.fft.fft(kspace), maps, -2)
 
 
-def _normal_points(images: Tensor, maps: Tensor, conj: Tensor, weight: Tensor) -> Tensor:
-    """A^H A for single points: images [n, y, x], maps [1 or n, coil, y, x], weight [1 or n, 1, y, x]."""
-    n, height, width = images.shape
+def _normal_points(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+    """conj(A^H A x), points: images [n, set, y, x], maps [1 or n, set, coil, y, x], weight [1 or n, 1, y, x, 2]."""
+    n, _, height, width = images.shape
     n_coils = maps.shape[-3]
-    block, whole = _limits(images)
+    block, whole = _limits(images, _POINTS_BLOCK)
     if n * n_coils * height * width <= whole:
-        return _points_block(images, maps, conj, weight)
+        return _points_block(images, maps, weight)
     result = torch.zeros_like(images)
     for items in _ranges(n, max(1, block // (n_coils * height * width))):
-        own_maps, own_conj, own_weight = _own(maps, items), _own(conj, items), _own(weight, items)
+        own_maps, own_weight = _own(maps, items), _own(weight, items)
         for coils in _ranges(n_coils, max(1, block // (height * width))):
-            result[items] += _points_block(images[items], own_maps[:, coils], own_conj[:, coils], own_weight)
+            result[items] += _points_block(images[items], own_maps[:, :, coils], own_weight)
     return result
 
 
-def _points_block(images: Tensor, maps: Tensor, conj: Tensor, weight: Tensor) -> Tensor:
-    kspace = torch.fft.fft2(maps * images.unsqueeze(-3)).mul_(weight)
-    result: Tensor = torch.fft.ifft2(kspace).mul_(conj).sum(-3)
-    return result
+def _points_block(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+    kspace = torch.fft.fft2(_combined(images.unsqueeze(-3), maps))
+    torch.view_as_real(kspace).mul_(weight)
+    return _seen(torch.fft.fft2(kspace), maps, -3)
 
 
-def _limits(images: Tensor) -> tuple[int, int]:
-    """Complex numbers in one block, and in a problem small enough for a single call."""
+def _limits(images: Tensor, block: int) -> tuple[int, int]:
+    """Complex numbers in one block (``block`` per thread), and in a problem small enough for a single call."""
     if images.device.type != "cpu":
         return _DEVICE_BLOCK, _DEVICE_BLOCK
     threads = torch.get_num_threads()
-    return _BLOCK * threads, _WHOLE * threads
+    return block * threads, _WHOLE * threads
 
 
 def _ranges(size: int, step: int) -> list[slice]:
@@ -186,8 +204,8 @@ def _own(x: Tensor, items: slice) -> Tensor:
     return x if x.shape[0] == 1 else x[items]
 
 
-def _checked_mask(mask: Tensor, maps: Tensor) -> Tensor:
-    """``mask`` with a readout axis of 1 or y; ``ValueError`` when it does not belong to ``maps``."""
+def _checked_mask(mask: Tensor, maps: Tensor, leading: tuple[int, ...]) -> Tensor:
+    """``mask`` with a readout axis of 1 or y; ``ValueError`` when it does not belong to ``maps`` [*leading, ...]."""
     height, width = maps.shape[-2:]
     if mask.dtype != torch.bool:
         raise ValueError(f"mask: expected bool, got {mask.dtype}")
@@ -196,9 +214,12 @@ def _checked_mask(mask: Tensor, maps: Tensor) -> Tensor:
     mask = mask.to(maps.device, copy=True)
     mask = mask[None] if mask.ndim == 1 else mask
     if mask.shape[-1] != width or mask.shape[-2] not in (1, height):
-        raise ValueError(f"mask: shape {list(mask.shape)} does not fit images of {height} x {width} (y, x)")
-    if mask.ndim == 3 and maps.ndim == 4 and mask.shape[0] != maps.shape[0]:
-        raise ValueError(f"mask: batch of {mask.shape[0]}, maps: batch of {maps.shape[0]}")
+        raise ValueError(
+            f"mask: shape {list(mask.shape)} does not fit maps of {height} x {width} (y, x); give ({width},) for"
+            f" lines or ({height}, {width}) for points, the phase encode last"
+        )
+    if mask.ndim == 3 and leading and mask.shape[0] != leading[0]:
+        raise ValueError(f"mask: batch of {mask.shape[0]}, maps: batch of {leading[0]}; give one mask, or one per item")
     return mask
 
 
@@ -217,23 +238,30 @@ def _phases(maps: Tensor, *, outer: bool) -> Tensor:
 
 
 class Coils(LinearOperator):
-    """x to s_c x; maps (coil, y, x): (..., y, x) to (..., coil, y, x). Batched maps: (batch, y, x) item by item."""
+    """x to s_c x; maps (coil, y, x): (..., y, x) to (..., coil, y, x). Batched maps: (batch, y, x) item by item.
 
-    def __init__(self, maps: Tensor) -> None:
-        if maps.ndim not in (3, 4) or not maps.is_complex():
-            raise ValueError(f"maps: expected complex (coil, y, x) or (batch, coil, y, x), got {list(maps.shape)}")
+    With ``sets``, maps (set, coil, y, x) or (batch, set, coil, y, x): x_s to sum_s s_sc x_s.
+    """
+
+    def __init__(self, maps: Tensor, *, sets: bool = False) -> None:
+        rank, axes = (4, "set, coil, y, x") if sets else (3, "coil, y, x")
+        if maps.ndim not in (rank, rank + 1) or not maps.is_complex():
+            raise ValueError(f"maps: expected complex ({axes}) or (batch, {axes}), got {list(maps.shape)}")
         self.maps: Tensor = maps.detach()
-        self.domain_shape, self.range_shape = (*maps.shape[:-3], *maps.shape[-2:]), tuple(maps.shape)
+        self._sets, self._leading = sets, maps.ndim == rank
+        self.domain_shape = (*maps.shape[:-3], *maps.shape[-2:])
+        self.range_shape = (*maps.shape[: maps.ndim - rank], *maps.shape[-3:])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return s_c x."""
-        check_shape(x, self.domain_shape, leading=self.maps.ndim == 3)
-        return self.maps * x.unsqueeze(-3)
+        """Return s_c x, summed over the sets."""
+        check_shape(x, self.domain_shape, leading=self._leading)
+        images = self.maps * x.unsqueeze(-3)
+        return images.sum(-4) if self._sets else images
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Return sum_c conj(s_c) y_c."""
-        check_shape(y, self.range_shape, leading=self.maps.ndim == 3)
-        return (self.maps.conj() * y).sum(-3)
+        """Return sum_c conj(s_c) y_c, for each set."""
+        check_shape(y, self.range_shape, leading=self._leading)
+        return (self.maps.conj() * (y.unsqueeze(-4) if self._sets else y)).sum(-3)
 
 
 class Fourier(LinearOperator):

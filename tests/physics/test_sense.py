@@ -52,9 +52,54 @@ class TestSharedMapsBatchedMasks(OperatorContract):
         return sense(randn(3, *size, key="maps"), random_mask(2, 1, size[1]))
 
 
+class TestTwoSetsLines(OperatorContract):
+    def build(self, size):
+        return sense(randn(2, 3, *size, key="maps"), random_mask(size[1]), sets=True)
+
+
+class TestTwoSetsPoints(OperatorContract):
+    def build(self, size):
+        return sense(randn(2, 3, *size, key="maps"), random_mask(*size), sets=True)
+
+
+class TestBatchedSets(OperatorContract):
+    leading = False
+
+    def build(self, size):
+        return sense(randn(2, 2, 3, *size, key="maps"), random_mask(2, 1, size[1]), sets=True)
+
+
+class TestOneCoil(OperatorContract):
+    def build(self, size):
+        return sense(randn(1, *size, key="maps"), random_mask(size[1]))
+
+
+class TestManyCoils(OperatorContract):
+    def build(self, size):
+        return sense(randn(32, *size, key="maps"), random_mask(size[1]))
+
+
+class TestManyCoilsPoints(OperatorContract):
+    def build(self, size):
+        return sense(randn(32, *size, key="maps"), random_mask(*size))
+
+
+class TestPaddedLines(OperatorContract):
+    """Lines that the protocol never acquires at either edge."""
+
+    def build(self, size):
+        mask = random_mask(size[1])
+        mask[0] = mask[-2:] = False
+        return sense(randn(3, *size, key="maps"), mask)
+
+
 class TestAnotherMask(OperatorContract):
     def build(self, size):
         return sense(randn(3, *size, key="maps"), random_mask(*size)).with_mask(random_mask(size[1], key=1))
+
+
+def sets_of(x):
+    return x.view(2, 2, *x.shape[1:])
 
 
 SIZES = ((6, 8), (7, 9), (8, 5), (5, 6))
@@ -79,6 +124,24 @@ def test_is_the_product_of_sampling_fourier_and_coils(size, points):
     torch.testing.assert_close(operator.H.to_dense(), product.H.to_dense(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("points", [False, True])
+def test_with_sets_is_the_product_of_sampling_fourier_and_coils(size, points):
+    maps = randn(2, 3, *size)
+    mask = random_mask(*size) if points else random_mask(size[1])
+    product = Sampling(mask, (3, *size)) @ Fourier((3, *size)) @ Coils(maps, sets=True)
+    operator = sense(maps, mask, sets=True)
+    torch.testing.assert_close(operator.to_dense(), product.to_dense(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(operator.H.to_dense(), product.H.to_dense(), rtol=1e-12, atol=1e-12)
+
+
+def test_one_set_is_the_operator_without_sets():
+    maps, mask, x = randn(3, 7, 8), random_mask(8), randn(7, 8)
+    one, plain = sense(maps[None], mask, sets=True), sense(maps, mask)
+    assert torch.equal(one.forward(x[None]), plain.forward(x))
+    assert torch.equal(one.normal(x[None])[0], plain.normal(x))
+
+
 @pytest.mark.parametrize("size", [(40, 52), (41, 51)], ids=str)
 @pytest.mark.parametrize("points", [False, True])
 @pytest.mark.parametrize("block", [1, 500, 5000, 20_000])
@@ -89,10 +152,16 @@ def test_blocks_change_nothing(monkeypatch, size, points, block):
     expected = sense(maps, mask).normal(x)
     shared = sense(maps[0], mask[0]).normal(x)
     module = sys.modules["rsdmri.physics.sense"]  # the package's attribute of that name is the function
-    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(module, "_LINES_BLOCK", block)
+    monkeypatch.setattr(module, "_POINTS_BLOCK", block)
     monkeypatch.setattr(module, "_WHOLE", 0)
     torch.testing.assert_close(sense(maps, mask).normal(x), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sense(maps[0], mask[0]).normal(x), shared, rtol=1e-12, atol=1e-12)
+    sets = sense(maps.view(2, 2, 3, *size), mask[:2], sets=True)
+    product = torch.stack(
+        [sense(m, k, sets=True).normal(i) for m, k, i in zip(sets.maps, mask, sets_of(x), strict=False)]
+    )
+    torch.testing.assert_close(sets.normal(sets_of(x)), product, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("points", [False, True])
@@ -149,7 +218,7 @@ def test_with_mask_shares_the_prepared_maps_and_leaves_the_first_alone():
     first = sense(maps, first_mask)
     before = first.normal(x)
     second = first.with_mask(second_mask)
-    assert second._prepared[0] is first._prepared[0]
+    assert second._prepared is first._prepared
     assert torch.equal(second.normal(x), sense(maps, second_mask).normal(x))
     assert torch.equal(first.normal(x), before)
     assert torch.equal(second.mask, second_mask)
@@ -187,12 +256,20 @@ MASK = torch.ones(8, dtype=torch.bool)
         (MAPS, MASK[:5], "does not fit"),
         (MAPS, MASK[None, None, None], "mask: expected"),
         (MAPS, torch.ones(5, 8, dtype=torch.bool), "does not fit"),
-        (MAPS[None].expand(2, 3, 6, 8), torch.ones(3, 1, 8, dtype=torch.bool), "batch of 3, maps: batch of 2"),
+        (MAPS[None].expand(2, 3, 6, 8), torch.ones(3, 1, 8, dtype=torch.bool), "batch of 3, maps: batch of 2; give"),
+        (MAPS, torch.ones(6, dtype=torch.bool), r"does not fit maps of 6 x 8 .* give \(8,\) for lines or \(6, 8\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(maps, mask, message):
     with pytest.raises(ValueError, match=message):
         sense(maps, mask)
+
+
+def test_sets_want_an_axis_of_their_own():
+    with pytest.raises(ValueError, match=r"maps: expected \(set, coil, y, x\)"):
+        sense(MAPS, MASK, sets=True)
+    with pytest.raises(ValueError, match=r"expected shape \[..., 2, 6, 8\]"):
+        sense(MAPS[None].expand(2, 3, 6, 8), MASK, sets=True).forward(MAPS[0])
 
 
 def test_images_of_another_type_are_refused():

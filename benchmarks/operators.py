@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from cfl import write_cfl
 from timing import Candidates, interleaved, use_threads
 
 SIZES = {"8x320x320": (8, 320, 320), "15x640x372": (15, 640, 372)}
@@ -181,13 +182,6 @@ class Problem:
                 subprocess.run(command, cwd=folder, check=True, capture_output=True)
                 seconds[steps] = perf_counter() - started
         return (seconds[21] - seconds[1]) / 20
-
-
-def write_cfl(path: Path, array: Any) -> None:
-    """Write (coil, y, x) as BART's READ = y, PHS1 = x, COIL."""
-    n_coils, height, width = array.shape
-    path.with_suffix(".hdr").write_text(f"# Dimensions\n{height} {width} 1 {n_coils}{' 1' * 12}\n")
-    array.transpose(1, 2, 0).flatten(order="F").astype("complex64").tofile(path.with_suffix(".cfl"))
 
 
 def _arguments() -> argparse.Namespace:

@@ -35,6 +35,7 @@ FLOORS = {
     "rsdmri.physics.solve": 2,
     "rsdmri.physics.noise": 2,
     "rsdmri.physics.coils": 2,
+    "rsdmri.physics.whitening": 2,
     "rsdmri.physics.prepare": 3,
     "rsdmri.diffusion.denoiser": 3,
     "rsdmri.diffusion.objectives": 3,

@@ -36,6 +36,7 @@ FLOORS = {
     "rsdmri.physics.noise": 2,
     "rsdmri.physics.coils": 2,
     "rsdmri.physics.whitening": 2,
+    "rsdmri.physics.corruptions": 2,
     "rsdmri.physics.prepare": 3,
     "rsdmri.diffusion.denoiser": 3,
     "rsdmri.diffusion.objectives": 3,

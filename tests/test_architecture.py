@@ -37,6 +37,7 @@ FLOORS = {
     "rsdmri.physics.coils": 2,
     "rsdmri.physics.whitening": 2,
     "rsdmri.physics.corruptions": 2,
+    "rsdmri.physics.noncartesian": 2,
     "rsdmri.physics.prepare": 3,
     "rsdmri.diffusion.denoiser": 3,
     "rsdmri.diffusion.objectives": 3,
@@ -74,6 +75,8 @@ WRAPPED = {
     "sigpy": set(),
     "skimage": {"rsdmri.metrics.image"},
     "defusedxml": {"rsdmri.data.fastmri_header"},
+    "finufft": {"rsdmri.physics.noncartesian"},
+    "cufinufft": {"rsdmri.physics.noncartesian"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "random", "torchvision"}
 

@@ -38,6 +38,7 @@ FLOORS = {
     "rsdmri.physics.whitening": 2,
     "rsdmri.physics.corruptions": 2,
     "rsdmri.physics.noncartesian": 2,
+    "rsdmri.physics.adapters": 2,
     "rsdmri.physics.prepare": 3,
     "rsdmri.diffusion.denoiser": 3,
     "rsdmri.diffusion.objectives": 3,
@@ -77,6 +78,8 @@ WRAPPED = {
     "defusedxml": {"rsdmri.data.fastmri_header"},
     "finufft": {"rsdmri.physics.noncartesian"},
     "cufinufft": {"rsdmri.physics.noncartesian"},
+    "deepinv": {"rsdmri.physics.adapters"},
+    "mrpro": {"rsdmri.physics.adapters"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "random", "torchvision"}
 

@@ -35,6 +35,10 @@ FLOORS = {
     "rsdmri.physics.solve": 2,
     "rsdmri.physics.noise": 2,
     "rsdmri.physics.coils": 2,
+    "rsdmri.physics.whitening": 2,
+    "rsdmri.physics.corruptions": 2,
+    "rsdmri.physics.noncartesian": 2,
+    "rsdmri.physics.adapters": 2,
     "rsdmri.physics.prepare": 3,
     "rsdmri.diffusion.denoiser": 3,
     "rsdmri.diffusion.objectives": 3,
@@ -72,6 +76,10 @@ WRAPPED = {
     "sigpy": set(),
     "skimage": {"rsdmri.metrics.image"},
     "defusedxml": {"rsdmri.data.fastmri_header"},
+    "finufft": {"rsdmri.physics.noncartesian"},
+    "cufinufft": {"rsdmri.physics.noncartesian"},
+    "deepinv": {"rsdmri.physics.adapters"},
+    "mrpro": {"rsdmri.physics.adapters"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "random", "torchvision"}
 

@@ -83,20 +83,20 @@ class Composition(LinearOperator):
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
         if inner.range_shape != outer.domain_shape:
             raise ValueError(f"cannot compose: inner gives {inner.range_shape}, outer takes {outer.domain_shape}")
-        self._outer, self._inner = outer, inner
+        self.outer, self.inner = outer, inner
         self.domain_shape, self.range_shape = inner.domain_shape, outer.range_shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Return A B x."""
-        return self._outer.forward(self._inner.forward(x))
+        return self.outer.forward(self.inner.forward(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return B^H A^H y."""
-        return self._inner.adjoint(self._outer.adjoint(y))
+        return self.inner.adjoint(self.outer.adjoint(y))
 
     def normal(self, x: Tensor) -> Tensor:
         """Return B^H A^H A B x, with the closed-form normal of A where it has one."""
-        return self._inner.adjoint(self._outer.normal(self._inner.forward(x)))
+        return self.inner.adjoint(self.outer.normal(self.inner.forward(x)))
 
 
 class Identity(LinearOperator):

@@ -16,17 +16,24 @@ _TOOLS = {
     "bart": "reference reconstructions; Debian package bart",
     "dciodvfy": "DICOM checks; Debian package dicom3tools",
 }
+_OPTIONAL = {
+    "finufft": ("noncartesian", "radial, spiral and other trajectories"),
+    "deepinv": ("deepinv", "its operators here and ours there"),
+    "mrpro": ("mrpro", "its operators here and ours there"),
+}
 
 
 def doctor() -> list[Row]:
-    """Rows (item, value, verdict): Python, packages against their floors, device, HDF5, disk, anatomy, tools."""
+    """Rows (item, value, verdict): Python, packages against their floors, device, HDF5, disk, anatomy, extras."""
     python = platform.python_version()
     rows: list[Row] = [
         ("rsdmri", __version__, "ok"),
         ("python", python, "ok" if (3, 11) <= _numbers(python)[:2] < (3, 14) else "needs 3.11 to 3.13"),
         ("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores", "ok"),
     ]
-    return rows + _packages() + _torch() + _files() + [_tool(name, use) for name, use in _TOOLS.items()]
+    rows += _packages() + _torch() + _files()
+    rows += [_optional(name, extra, use) for name, (extra, use) in _OPTIONAL.items()]
+    return rows + [_tool(name, use) for name, use in _TOOLS.items()]
 
 
 def _packages() -> list[Row]:
@@ -77,6 +84,13 @@ def _files() -> list[Row]:
         ("disk", f"{free:.1f} GB free here", "ok" if free > 2 else "low: a run needs about 1 GB"),
         ("packaged anatomy", words, verdict),
     ]
+
+
+def _optional(name: str, extra: str, use: str) -> Row:
+    try:
+        return (name, metadata.version(name), "ok")
+    except metadata.PackageNotFoundError:
+        return (name, "-", f"not needed ({use}; python -m pip install 'rsdmri[{extra}]')")
 
 
 def _tool(name: str, use: str) -> Row:

@@ -64,3 +64,10 @@ def test_doctor_finds_every_dependency_and_the_anatomy() -> None:
     for name in ("python", "torch", "h5py", "sigpy", "HDF5 library", "packaged anatomy"):
         assert rows[name] == "ok"
     assert "device" in rows
+
+
+def test_doctor_says_what_optional_packages_are_for() -> None:
+    rows = {name: (version, verdict) for name, version, verdict in doctor()}
+    for name, extra in (("finufft", "noncartesian"), ("deepinv", "deepinv"), ("mrpro", "mrpro")):
+        version, verdict = rows[name]
+        assert verdict == "ok" if version != "-" else f"'rsdmri[{extra}]'" in verdict

@@ -76,8 +76,8 @@ def _settled(density: NDArray[np.float64], drop: int, present: Flags) -> bool:
     never = int(((density == 0) & present).sum())
     if never:
         raise InputError(
-            f"{never} of {int(present.sum())} positions are never acquired, so nothing can learn them; use the family"
-            " random, a lower acceleration or a smaller center fraction"
+            f"{never} of {int(present.sum())} positions are never acquired, so nothing can learn them; lower the"
+            " acceleration or the center fraction, or use the family random"
         )
     if bool((density[present] == 1).all()):
         return True

@@ -36,7 +36,7 @@ def reference(family, width, pairs, name):
             step = round(width / (total - n))
         first = rng.randint(step)
         right, left = (first + 2, first - 1) if first % 2 else (first + 1, first + 2)
-        frequencies = [k for k in range(right, (width + 1) // 2, step)]
+        frequencies = list(range(right, (width + 1) // 2, step))
         frequencies += [-1 - k for k in range(left, width // 2, step)]
         outer = {k + width // 2 for k in frequencies}
     start = (width - n + 1) // 2
@@ -99,7 +99,7 @@ def test_achieved_accelerations(family):
 )
 def test_where_fastmri_crashes_the_error_names_the_cure(family, width, acceleration, fraction):
     law = {"acceleration": acceleration, "center_fraction": fraction}
-    with pytest.raises(InputError, match="no line for .*lower the acceleration or the center fraction"):
+    with pytest.raises(InputError, match=r"no line for .*lower the acceleration or the center fraction"):
         masks.fastmri_mask(family, width, filename="a.h5", **law)
     if acceleration > 1:
         with pytest.raises(InputError, match="lower the acceleration or the center fraction"):

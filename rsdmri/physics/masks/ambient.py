@@ -12,6 +12,7 @@ from rsdmri.errors import InputError
 
 Flags = NDArray[np.bool_]
 
+_NEVER = 1e-9  # probabilities below are rounding
 _CURE = "use a family whose positions are drawn independently (random, variable-density, gaussian)"
 
 
@@ -73,7 +74,7 @@ def check_exclusion(density: NDArray[np.float64], drop: int, kept: Flags, presen
 
 def _settled(density: NDArray[np.float64], drop: int, present: Flags) -> bool:
     """Whether all is always acquired; ``InputError`` where something never is, or nothing is dropped."""
-    never = int(((density == 0) & present).sum())
+    never = int(((density < _NEVER) & present).sum())
     if never:
         raise InputError(
             f"{never} of {int(present.sum())} positions are never acquired, so nothing can learn them; lower the"

@@ -16,7 +16,7 @@ from rsdmri.physics.masks.lines import key_stream
 
 TOLERANCE = 0.02  # of the acceleration that was asked for
 _CALIBRATION = 0.003  # of the law's scale, so that most draws need no scale of their own
-_MOST_THINNED, _FEW = 0.05, 8  # share or number of points: on small grids neighbouring scales differ by over 2 %
+_MOST_THINNED, _FEW = 0.05, 16  # share or number of points: on small grids neighbouring scales differ by over 2 %
 _COVERAGE = 0.7  # density times spacing^2 of such points in the plane, roughly
 
 
@@ -41,23 +41,34 @@ def poisson_disc(
 def poisson_density(shape: tuple[int, int], acceleration: float, acs: bytes, falloff: Falloff) -> NDArray[np.float64]:
     """Frequency (y, x) of each position in repeated draws, averaged over positions that are alike.
 
-    Alike are positions of about the same |k| and distance from the edge, where points have fewer neighbours.
+    Alike are positions of about the same |k| and distances from the edges and the ACS, where points have fewer
+    neighbours.
     """
     block = np.frombuffer(acs, dtype=np.bool_).reshape(shape)
     draws = min(256, max(8, math.ceil(2**21 / block.size)))
     total = np.zeros(shape)
     for index in range(draws):
         total += poisson_disc(shape, acceleration, block, falloff, ("poisson density", index))
-    edge = np.minimum(*np.meshgrid(*(np.minimum(np.arange(n), n - 1 - np.arange(n)) for n in shape), indexing="ij"))
-    ring = np.rint(np.minimum(radius(shape), 1) * max(shape) / 4).astype(np.int64)  # beyond 1 all fall off alike
-    ring[edge < 3] //= 16  # there are few of them
-    alike = np.where(block, 0, 1 + 4 * ring + np.minimum(edge, 3))
-    count = np.bincount(alike.ravel())
-    frequency = np.bincount(alike.ravel(), total.ravel()) / (draws * np.maximum(count, 1))
+    alike = _alike(block)
+    frequency = np.bincount(alike.ravel(), total.ravel()) / (draws * np.bincount(alike.ravel()))
     density: NDArray[np.float64] = frequency[alike]
     density[block] = 1
     density.setflags(write=False)  # shared by all callers
     return density
+
+
+def _alike(acs: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Number (y, x) of the class of each position."""
+    height, width = acs.shape
+    edges = [np.minimum(np.minimum(np.arange(n), n - 1 - np.arange(n)), 3) for n in acs.shape]
+    first, second = np.meshgrid(*edges, indexing="ij")
+    near = np.pad(acs, 1)
+    beside = np.any([near[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
+    step = np.where(np.minimum(first, second) < 3, 0.05, 2 / max(acs.shape))
+    ring = np.rint(np.minimum(radius((height, width)), 1) / step)
+    kinds = np.stack([acs, beside, np.minimum(first, second), np.maximum(first, second), ring]).reshape(5, -1)
+    alike: NDArray[np.int64] = np.unique(kinds, axis=1, return_inverse=True)[1].reshape(acs.shape)
+    return alike
 
 
 @lru_cache(maxsize=64)

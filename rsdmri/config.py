@@ -46,7 +46,9 @@ class AcquisitionConfig(Section):
     """How fully sampled files are undersampled; prospectively undersampled files keep their own mask."""
 
     acceleration: float = Field(4.0, ge=1)
-    mask: Literal["random", "variable-density", "equispaced_fraction"] = "random"
+    mask: Literal[
+        "random", "variable-density", "gaussian", "equispaced", "equispaced_fraction", "magic", "magic_fraction"
+    ] = "random"
     center_fraction: float | None = Field(None, gt=0, lt=1, description="ACS share; empty: 0.32/R, at least 8 lines")
     further_drop: int | None = Field(None, ge=1, description="lines the further mask drops; empty: W/R - W/(R+1)")
 

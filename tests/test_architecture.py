@@ -28,6 +28,7 @@ FLOORS = {
     "rsdmri.metrics.*": 0,
     "rsdmri.physics.linop": 1,
     "rsdmri.physics.masks": 1,
+    "rsdmri.physics.masks.*": 1,
     "rsdmri.diffusion.schedule": 1,
     "rsdmri.diffusion.unet": 1,
     "rsdmri.physics": 2,  # as high as what it passes on

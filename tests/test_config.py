@@ -148,7 +148,7 @@ def test_unknown_keys_are_refused_with_the_nearest_name(tmp_path, override, near
         ("acquisition.center_fraction=0", "greater than 0"),
         ("acquisition.center_fraction=1", "less than 1"),
         ("acquisition.further_drop=0", "greater than or equal to 1"),
-        ("acquisition.mask=spiral", "'random', 'variable-density' or 'equispaced_fraction'"),
+        ("acquisition.mask=spiral", "'gaussian', 'equispaced', 'equispaced_fraction', 'magic' or 'magic_fraction'"),
         ("teacher.batch=0", "greater than or equal to 1"),
         ("teacher.batch=2.5", "integer"),
         ("teacher.batch=", "integer"),

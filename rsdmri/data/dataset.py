@@ -54,8 +54,16 @@ class MaskLaw:
         lines = max(round(0.32 * width / self.acceleration), min(8, int(width / self.acceleration) // 2))
         return lines / width
 
-    def check(self, width: int, coils: int) -> None:
-        """Raise `InputError` for an acceleration that is none, or that leaves too few centre lines for coil maps."""
+    def drop(self, width: int) -> int:
+        """Lines that further masks drop."""
+        return masks.further_drop(width, self.acceleration) if self.further_drop is None else self.further_drop
+
+    def check(self, width: int, coils: int, absent: Tensor | None = None) -> None:
+        """Raise `InputError` where training on these masks would fail.
+
+        That is for an acceleration that is none, too few centre lines for coil maps, or further masks after which some
+        line that is not ``absent``, bool ``(x,)``, can never be acquired.
+        """
         lines = masks.check_acceleration(width, self.acceleration, self.fraction(width))
         least = _LEAST_ACS if coils > 1 else 1
         if self.acceleration > 1 and lines < least:
@@ -63,6 +71,12 @@ class MaskLaw:
                 f"acceleration {self.acceleration:g}: leaves {lines} centre (ACS) lines of {width}, coil maps need "
                 f"{least}; use at most {width / (2 * least):g}, or a larger acquisition.center_fraction"
             )
+        try:
+            law = masks.SamplingLaw(self.family, (1, width), self.acceleration, self.fraction(width))
+            law.check_ambient(self.drop(width), kept=law.acs(), absent=absent)
+        except InputError as error:
+            cure = "" if self.family == "random" else "; train with --set acquisition.mask=random"
+            raise InputError(f"mask family {self.family}: {error}{cure}") from None
 
     def draw(self, width: int, file: str, index: int) -> Tensor:
         """Mask of slice ``index`` of the file called ``file``, bool ``(1, x)``."""
@@ -122,7 +136,7 @@ class TrainingSlices:
     def _add(self, path: Path) -> None:
         shape = scan_shape(path)
         if not shape.prospective:
-            self.law.check(shape.x, shape.coils)
+            self.law.check(shape.x, shape.coils, torch.as_tensor(shape.absent))
         for index in range(shape.slices):
             mask = shape.mask if shape.prospective else self.law.draw(shape.x, path.name, index)
             mask = torch.as_tensor(np.asarray(mask)).reshape(-1, shape.x)
@@ -188,10 +202,8 @@ class TrainingSlices:
 
     def further_drop(self, ref: SliceRef) -> int:
         """Lines (points of 2-D masks) that the further masks of ``ref`` and its like drop."""
-        if self.law.further_drop is not None:
-            return self.law.further_drop
-        if not ref.file.prospective:
-            return masks.further_drop(ref.mask.numel(), self.law.acceleration)
+        if self.law.further_drop is not None or not ref.file.prospective:
+            return self.law.drop(ref.mask.numel())
         shape = tuple(ref.mask.shape)
         if shape not in self._drops:
             share = float(torch.stack([r.mask for r in self._like(ref)]).float().mean())
@@ -245,8 +257,6 @@ class TrainingSlices:
             absent = np.stack([ref.file.absent for ref in self.slices if ref.file.x == width])
             needed = ~torch.as_tensor(absent.all(axis=0))
             drawn = any(ref.file.x == width and not ref.file.prospective for ref in self.slices)
-            if drawn and not bool((self.law.inclusion(width)[needed] > 0).all()):
-                raise InputError(f"masks of the family {self.law.family} never acquire some lines; use random")
             missing = int((counts[needed] == 0).sum())
             if missing and not drawn:
                 raise InputError(

@@ -18,11 +18,6 @@ from rsdmri.physics import masks
 def mask_law(config: Config) -> MaskLaw:
     """Mask law of a configuration."""
     acquisition = config.acquisition
-    if acquisition.mask == "equispaced_fraction":
-        raise InputError(
-            "mask family equispaced_fraction: the lines of a further mask give its grid away, and lines off the grid "
-            "can then never be acquired, so the teacher cannot learn them; train with --set acquisition.mask=random"
-        )
     return MaskLaw(
         acquisition.mask, acquisition.acceleration, acquisition.center_fraction, acquisition.further_drop, config.seed
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rsdmri.physics.fourier import fft2c, ifft2c
 from rsdmri.physics.linop import LinearOperator, check_shape, linear
+from rsdmri.physics.masks import Mask
 
 _LINES_BLOCK = 100_000  # complex numbers in one block of a large problem on a CPU, where measured fastest
 _POINTS_BLOCK = 250_000
@@ -29,14 +30,15 @@ _WHOLE = 300_000  # below this a CPU does everything in one call
 _DEVICE_BLOCK = 32_000_000  # the same on an accelerator, where only memory is a limit
 
 
-def sense(maps: Tensor, mask: Tensor, *, sets: bool = False) -> "Sense":
+def sense(maps: Tensor, mask: Tensor | Mask, *, sets: bool = False) -> "Sense":
     """SENSE operator of coil ``maps`` (coil, y, x) or (batch, coil, y, x), complex, and a boolean sampling ``mask``.
 
-    ``mask`` is (x,) or (1, x) for phase-encode lines, (y, x) for points; (batch, 1, x) or (batch, y, x) per item. With
-    ``sets`` the maps have an axis of ESPIRiT sets before the coils, and the image one before y. A single coil is a
-    coil axis of 1. Raises ``ValueError`` when a rank, a size or a type does not fit.
+    ``mask`` is one drawn from a `SamplingLaw`, or (x,) or (1, x) for phase-encode lines, (y, x) for points;
+    (batch, 1, x) or (batch, y, x) per item. With ``sets`` the maps have an axis of ESPIRiT sets before the coils, and
+    the image one before y. A single coil is a coil axis of 1. Raises ``ValueError`` when a rank, a size or a type does
+    not fit.
     """
-    return Sense(maps, mask, sets=sets)
+    return Sense(maps, mask.acquired if isinstance(mask, Mask) else mask, sets=sets)
 
 
 class Sense(LinearOperator):

@@ -7,6 +7,7 @@ from rsdmri.physics.coils import espirit_maps
 from rsdmri.physics.noise import estimate_covariance
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.solve import conjugate_gradient, largest_eigenvalue
+from rsdmri.physics.volume import SenseVolume
 from rsdmri.runtime import select_device, torch_generator
 
 pytestmark = [
@@ -33,6 +34,26 @@ def test_operators_and_solver_agree_with_the_cpu(points):
     shape, double = (3, 33, 40), torch.complex128
     value = largest_eigenvalue(there.normal, shape, dtype=double, device=select_device("cuda"))
     torch.testing.assert_close(value.cpu(), largest_eigenvalue(here.normal, shape, dtype=double))
+
+
+def test_map_sets_and_volumes_agree_with_the_cpu():
+    generator = torch_generator("cuda sets")
+    maps = torch.randn(2, 4, 33, 40, dtype=torch.complex128, generator=generator)
+    mask = torch.rand(33, 40, generator=generator) < 0.5
+    x = torch.randn(2, 33, 40, dtype=torch.complex128, generator=generator)
+    here, there = sense(maps, mask, sets=True), sense(on_device(maps), on_device(mask), sets=True)
+    volume, on_cuda = SenseVolume(maps.movedim(0, 1), mask), SenseVolume(on_device(maps.movedim(0, 1)), on_device(mask))
+    for name in ("forward", "normal"):
+        torch.testing.assert_close(getattr(there, name)(on_device(x)).cpu(), getattr(here, name)(x))
+        torch.testing.assert_close(getattr(on_cuda, name)(on_device(x)).cpu(), getattr(volume, name)(x))
+
+
+def test_two_sets_of_maps_agree_with_the_cpu():
+    head = phantom(6)
+    acs = (slice(20, 44), slice(20, 44))
+    here = espirit_maps(head.kspace, acs, sets=2, soft=True)
+    there = espirit_maps(on_device(head.kspace), acs, sets=2, soft=True).cpu()
+    torch.testing.assert_close(there[0][:, head.inside], here[0][:, head.inside], atol=5e-3, rtol=0)
 
 
 def test_masks_do_not_depend_on_the_device():

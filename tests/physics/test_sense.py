@@ -236,6 +236,15 @@ def test_changing_the_callers_tensors_later_does_not_change_the_operator():
     assert torch.equal(operator.forward(x), before[1])
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (6, 8)], ids=str)
+def test_a_drawn_mask_is_taken_as_it_is_and_what_is_absent_is_zero(shape):
+    law = masks.SamplingLaw("random", shape, acceleration=2, center_fraction=0.25)
+    mask = masks.partial_fourier(law.draw("sense"), 6 / 8)
+    operator, x = sense(MAPS, mask), randn(6, 8, dtype=torch.complex64)
+    assert torch.equal(operator.forward(x), sense(MAPS, mask.acquired).forward(x))
+    assert bool((operator.forward(x)[..., -2:] == 0).all())
+
+
 def test_maps_get_no_gradient():
     maps = randn(3, 6, 8).requires_grad_()
     assert not sense(maps, random_mask(8)).forward(randn(6, 8)).requires_grad

@@ -24,9 +24,9 @@ from rsdmri.physics.fourier import fft2c, ifft2c
 from rsdmri.physics.linop import LinearOperator, check_shape, linear
 from rsdmri.physics.masks import Mask
 
-_LINES_BLOCK = 100_000  # complex numbers in one block of a large problem on a CPU, where measured fastest
-_POINTS_BLOCK = 250_000
+_BLOCK = 200_000  # complex numbers in one block of a large problem on a CPU: fastest on one and on two threads
 _WHOLE = 300_000  # below this a CPU does everything in one call
+_FEW_COILS = 4  # added to the result one by one, which saves writing their products
 _DEVICE_BLOCK = 32_000_000  # the same on an accelerator, where only memory is a limit
 
 
@@ -151,50 +151,63 @@ def _normal_lines(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
     """conj(A^H A x), lines: images [n, set, y, x], maps [1 or n, set, y, coil, x], weight [1 or n, 1, 1, x, 2]."""
     n, _, height, width = images.shape
     item = maps.shape[-2] * height * width
-    block, whole = _limits(images, _LINES_BLOCK)
-    if n * item <= whole:
-        return _lines_block(images, maps, weight)
+    block, whole = _limits(images)
     result = torch.empty_like(images)
+    if n * item <= whole:
+        block = n * item
     for items in _ranges(n, max(1, block // item)):
         own_maps, own_weight = _own(maps, items), _own(weight, items)
         for rows in _ranges(height, max(1, height * block // item)):
-            result[items, :, rows] = _lines_block(images[items, :, rows], own_maps[:, :, rows], own_weight)
+            _lines_block(images[items, :, rows], own_maps[:, :, rows], own_weight, result[items, :, rows])
     return result
 
 
-def _lines_block(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+def _lines_block(images: Tensor, maps: Tensor, weight: Tensor, result: Tensor) -> None:
     kspace = torch.fft.fft(_combined(images.unsqueeze(-2), maps))
     torch.view_as_real(kspace).mul_(weight)
-    return _seen(torch.fft.fft(kspace), maps, -2)
+    back = torch.fft.fft(kspace)
+    if maps.shape[1] == 1:
+        torch.sum(back.mul_(maps[:, 0]), dim=-2, out=result[:, 0])
+    else:
+        result.copy_(_seen(back, maps, -2))
 
 
 def _normal_points(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
     """conj(A^H A x), points: images [n, set, y, x], maps [1 or n, set, coil, y, x], weight [1 or n, 1, y, x, 2]."""
-    n, _, height, width = images.shape
+    n, n_sets, height, width = images.shape
     n_coils = maps.shape[-3]
-    block, whole = _limits(images, _POINTS_BLOCK)
+    block, whole = _limits(images)
     if n * n_coils * height * width <= whole:
-        return _points_block(images, maps, weight)
+        return _seen(_filtered(images, maps, weight), maps, -3)
+    threads = torch.get_num_threads()
+    together = threads * max(1, block // (2 * threads * height * width))  # every thread its coils of a block
     result = torch.zeros_like(images)
     for items in _ranges(n, max(1, block // (n_coils * height * width))):
-        own_maps, own_weight = _own(maps, items), _own(weight, items)
-        for coils in _ranges(n_coils, max(1, block // (height * width))):
-            result[items] += _points_block(images[items], own_maps[:, :, coils], own_weight)
+        own_maps, own_weight, own = _own(maps, items), _own(weight, items), result[items]
+        for coils in _ranges(n_coils, together):
+            part = own_maps[:, :, coils]
+            back = _filtered(images[items], part, own_weight)
+            if n_sets > 1 or together > _FEW_COILS:
+                own += _seen(back, part, -3)
+            else:
+                for coil in range(back.shape[1]):
+                    own[:, 0].addcmul_(back[:, coil], part[:, 0, coil])
     return result
 
 
-def _points_block(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+def _filtered(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+    """Coil images [n, coil, y, x], transformed, weighted and transformed once more."""
     kspace = torch.fft.fft2(_combined(images.unsqueeze(-3), maps))
     torch.view_as_real(kspace).mul_(weight)
-    return _seen(torch.fft.fft2(kspace), maps, -3)
+    back: Tensor = torch.fft.fft2(kspace)
+    return back
 
 
-def _limits(images: Tensor, block: int) -> tuple[int, int]:
-    """Complex numbers in one block (``block`` per thread), and in a problem small enough for a single call."""
+def _limits(images: Tensor) -> tuple[int, int]:
+    """Complex numbers in one block, and in a problem small enough for a single call."""
     if images.device.type != "cpu":
         return _DEVICE_BLOCK, _DEVICE_BLOCK
-    threads = torch.get_num_threads()
-    return block * threads, _WHOLE * threads
+    return _BLOCK, _WHOLE * torch.get_num_threads()
 
 
 def _ranges(size: int, step: int) -> list[slice]:

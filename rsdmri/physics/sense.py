@@ -24,8 +24,7 @@ from rsdmri.physics.fourier import fft2c, ifft2c
 from rsdmri.physics.linop import LinearOperator, check_shape, linear
 from rsdmri.physics.masks import Mask
 
-_BLOCK = 200_000  # complex numbers in one block of a large problem on a CPU: fastest on one and on two threads
-_WHOLE = 300_000  # below this a CPU does everything in one call
+_BLOCK = 200_000  # complex numbers worked on at a time on a CPU: fastest on one and on two threads
 _FEW_COILS = 4  # added to the result one by one, which saves writing their products
 _DEVICE_BLOCK = 32_000_000  # the same on an accelerator, where only memory is a limit
 
@@ -151,10 +150,8 @@ def _normal_lines(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
     """conj(A^H A x), lines: images [n, set, y, x], maps [1 or n, set, y, coil, x], weight [1 or n, 1, 1, x, 2]."""
     n, _, height, width = images.shape
     item = maps.shape[-2] * height * width
-    block, whole = _limits(images)
+    block = _block(images)
     result = torch.empty_like(images)
-    if n * item <= whole:
-        block = n * item
     for items in _ranges(n, max(1, block // item)):
         own_maps, own_weight = _own(maps, items), _own(weight, items)
         for rows in _ranges(height, max(1, height * block // item)):
@@ -176,8 +173,8 @@ def _normal_points(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
     """conj(A^H A x), points: images [n, set, y, x], maps [1 or n, set, coil, y, x], weight [1 or n, 1, y, x, 2]."""
     n, n_sets, height, width = images.shape
     n_coils = maps.shape[-3]
-    block, whole = _limits(images)
-    if n * n_coils * height * width <= whole:
+    block = _block(images)
+    if n * n_coils * height * width <= block:
         return _seen(_filtered(images, maps, weight), maps, -3)
     threads = torch.get_num_threads()
     together = threads * max(1, block // (2 * threads * height * width))  # every thread its coils of a block
@@ -203,11 +200,9 @@ def _filtered(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
     return back
 
 
-def _limits(images: Tensor) -> tuple[int, int]:
-    """Complex numbers in one block, and in a problem small enough for a single call."""
-    if images.device.type != "cpu":
-        return _DEVICE_BLOCK, _DEVICE_BLOCK
-    return _BLOCK, _WHOLE * torch.get_num_threads()
+def _block(images: Tensor) -> int:
+    """Complex numbers that are worked on at a time."""
+    return _BLOCK if images.device.type == "cpu" else _DEVICE_BLOCK
 
 
 def _ranges(size: int, step: int) -> list[slice]:

@@ -65,32 +65,23 @@ class MapQuality:
         if self.object == 0:
             return "suspicious", "the ACS shows no object above the noise, so the maps cannot be judged"
         holes = f"{100 * self.missing:.1f} % of the object has no map ({self.holes} holes)"
-        unexplained = (
-            f"they leave {100 * self.residual:.2g} % of the object's ACS energy unexplained"
+        left = (
+            f"{100 * self.residual:.2g} % of the object's ACS energy unexplained"
             f" ({100 * self.truncation:.2g} % expected of this ACS)"
         )
         if excess > _BAD_RESIDUAL:
-            return (
-                "bad",
-                f"the maps do not explain the data: {unexplained}; check that they belong to this scan: coil order, orientation, slice",
-            )
+            return "bad", f"{left}; check that the maps belong to this scan: coil order, orientation, slice"
         if self.missing > _BAD_MISSING:
             return "bad", f"{holes}; use maps of this object, enlarge the ACS or lower crop"
         if self.missing > _MISSING:
             return "suspicious", f"{holes}; enlarge the ACS or lower crop"
         if excess > _RESIDUAL:
-            return (
-                "suspicious",
-                f"the maps do not quite explain the data: {unexplained}; motion, shifted maps, or an object larger than the field of view",
-            )
+            return "suspicious", f"{left}; motion, shifted maps, or an object larger than the field of view"
         if self.roughness > _ROUGHNESS:
-            return (
-                "suspicious",
-                f"neighbouring pixels differ by {self.roughness:.2f}; smooth the maps or enlarge the ACS",
-            )
+            return "suspicious", f"neighbouring maps differ by {self.roughness:.2f}; smooth them or enlarge the ACS"
         if self.unit_error[0] > _UNIT_ERROR:
             return "suspicious", f"sum of squares is off by up to {self.unit_error[0]:.2g}; normalise the maps"
-        return "good", f"the maps cover the object; {unexplained}"
+        return "good", f"the maps cover the object; {left}"
 
 
 def map_quality(maps: Tensor, kspace: Tensor, acs: tuple[slice, slice], *, sigma_y: float = 0.0) -> MapQuality:

@@ -4,7 +4,10 @@ from phantoms import phantom
 
 from rsdmri.physics import masks, sense
 from rsdmri.physics.coils import espirit_maps
-from rsdmri.physics.noise import estimate_covariance
+from rsdmri.physics.compression import geometric_compression, svd_compression
+from rsdmri.physics.map_quality import map_quality
+from rsdmri.physics.noise import estimate_covariance, noise_level
+from rsdmri.physics.noise_corners import covariance_from_corners
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.solve import conjugate_gradient, largest_eigenvalue
 from rsdmri.physics.volume import SenseVolume
@@ -79,3 +82,20 @@ def test_preparation_agrees_with_the_cpu():
     assert float(both.double().mean()) > 0.99 * float((here.maps.abs().sum(0) > 0).double().mean())
     torch.testing.assert_close(there.maps.cpu()[:, both], here.maps[:, both], atol=5e-3, rtol=0)
     assert espirit_maps(on_device(kspace), masks.acs_block(mask)).device == there.kspace.device
+
+
+def test_compression_map_quality_and_noise_level_agree_with_the_cpu():
+    generator = torch_generator("cuda compression")
+    kspace = phantom(6).kspace + 0.05 * torch.randn(6, 64, 64, dtype=torch.complex64, generator=generator)
+    mask = masks.draw_mask("random", 64, acceleration=3, center_fraction=0.2, key=("cuda", 0))
+    for compress in (svd_compression, geometric_compression):
+        here, there = (compress(f(kspace), f(mask), n_virtual=3) for f in (lambda x: x, on_device))
+        assert there.energy == pytest.approx(here.energy, rel=1e-5)
+        torch.testing.assert_close(there.compress(on_device(kspace)).cpu(), here.compress(kspace), atol=1e-3, rtol=1e-3)
+    maps, acs = phantom(6).maps, masks.acs_block(mask)
+    here, there = (map_quality(f(maps), f(kspace), acs, sigma_y=0.05) for f in (lambda x: x, on_device))
+    assert there.verdict == here.verdict
+    level = noise_level(on_device(kspace)[None], on_device(mask)).level
+    assert level == pytest.approx(noise_level(kspace[None], mask).level, rel=1e-4)
+    corners = covariance_from_corners(on_device(kspace)).covariance
+    torch.testing.assert_close(corners, covariance_from_corners(kspace).covariance, rtol=1e-4, atol=1e-7)

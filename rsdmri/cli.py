@@ -164,12 +164,14 @@ def reconstruct(
     prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
     acceleration: Annotated[float | None, typer.Option(help="undersample a fully sampled scan at R, and score")] = None,
     samples: Annotated[int, typer.Option(help="posterior draws of rsd: their mean and spread are written")] = 8,
+    maps: Annotated[Path | None, typer.Option(help="coil maps: .npy, .h5 or .cfl [from the scan's centre]")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="separate calibration scan for the coil maps")] = None,
     out: Annotated[Path, typer.Option(help="output folder")] = Path("recon"),
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored."""
-    from rsdmri.workflows.reconstruct import reconstruct_files
+    from rsdmri.workflows.reconstruct_files import reconstruct_files
 
     rows = reconstruct_files(
         scans,
@@ -180,6 +182,8 @@ def reconstruct(
         samples=samples,
         seed=seed,
         device=device,
+        maps=maps,
+        calibration=calibration,
         say=typer.echo,
     )
     failed = [row["error"] for row in rows if row.get("error")]

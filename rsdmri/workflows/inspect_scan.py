@@ -8,8 +8,8 @@ import torch
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
-from rsdmri.physics.coils import coverage
-from rsdmri.physics.noise import NoiseEstimate
+from rsdmri.physics.map_quality import map_quality
+from rsdmri.physics.noise import NoiseEstimate, noise_level
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.reconstruction.classical import sense_cg, sense_strength
@@ -83,29 +83,28 @@ def _sampling(scan: Scan, mask: torch.Tensor) -> list[Row]:
 
 
 def _noise(noise: NoiseEstimate, prepared: PreparedSlice | None = None) -> list[Row]:
-    deviation = float(noise.covariance.diagonal().real.mean()) ** 0.5
-    error = f", standard error {100 * noise.relative_error:.1f} %" if noise.samples else ""
-    rows = [("noise", f"{deviation:.3g} per sample and coil, from {noise.source} ({noise.samples} samples{error})")]
+    rows = [("noise", str(noise).removeprefix("noise "))]
     if prepared is not None:
         level = f"sigma_y {prepared.sigma_y:.3g} of the bright tissue; peak signal to noise {prepared.scale:.3g}"
         rows.append(("noise level", level))
+        if prepared.sigma_y > 0:
+            measured = noise_level(prepared.kspace[None] / prepared.sigma_y, prepared.mask)
+            rows.append(("whitened", str(measured).removeprefix("noise ")))
     return rows
 
 
 def _maps(prepared: PreparedSlice, index: int) -> list[Row]:
-    """Coil maps, and whether they explain the data: residual of the SENSE image in noise units."""
+    """What the coil maps cover and whether they explain the data, with the residual of the SENSE image."""
     operator = sense(prepared.maps[None], prepared.mask)
     kspace, strength = prepared.kspace[None], sense_strength(prepared.sigma_y)
     residual = operator.forward(sense_cg(operator, kspace, strength=strength)) - kspace
     samples = int(prepared.mask.expand(prepared.kspace.shape[-2:]).sum()) * prepared.kspace.shape[0]
-    words = f"cover {100 * coverage(prepared.maps):.0f} % of slice {index + 1}"
+    quality = map_quality(prepared.maps, prepared.kspace, masks.acs_block(prepared.mask), sigma_y=prepared.sigma_y)
+    words = f"cover {100 * quality.coverage:.0f} % of slice {index + 1}"
     if prepared.sigma_y > 0 and samples:
         size = float(residual.abs().square().sum() / samples) ** 0.5 / prepared.sigma_y
-        verdict = (
-            "explain the data" if size < 1.5 else "leave signal unexplained: motion, too small an ACS, or low noise"
-        )
-        words += f"; residual of SENSE {size:.2f} noise levels: {verdict}"
-    return [("coil maps", words)]
+        words += f"; residual of SENSE {size:.2f} noise levels"
+    return [("coil maps", words), ("", quality.verdict)]
 
 
 def _index(scan: Scan) -> int:

@@ -3,8 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from torch import Tensor
 
 from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.data.dataset import MaskLaw
-from rsdmri.data.fastmri import read_scan, write_reconstruction
-from rsdmri.data.hdf5 import shown
+from rsdmri.data.fastmri import read_scan
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
-from rsdmri.files import atomic_path, output_directory, safe_stem
 from rsdmri.metrics.image import evaluate_volume
 from rsdmri.physics import masks
 from rsdmri.physics.fourier import ifft2c, rss
@@ -27,8 +24,8 @@ from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
-from rsdmri.progress import progress
 from rsdmri.runtime import prepare_process, select_device
+from rsdmri.workflows.coil_maps import with_calibration, with_maps
 from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
 
 METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "zero-filled")
@@ -87,6 +84,8 @@ def reconstruct(
     device: str = "auto",
     mask: str = "random",
     center_fraction: float | None = None,
+    maps: str | os.PathLike[str] | None = None,
+    calibration: Scan | str | os.PathLike[str] | None = None,
     advance: Callable[[int], None] = lambda slices: None,
 ) -> Reconstruction:
     """Reconstruct a scan from its acquired samples.
@@ -105,16 +104,18 @@ def reconstruct(
         device: ``auto``, or a torch device; that of the prior if one is given as an object.
         mask: family of the mask, see `rsdmri.physics.masks.FAMILIES`.
         center_fraction: share of the lines in the ACS; None: see `MaskLaw`.
+        maps: file of coil maps to use, see `rsdmri.data.maps`; None: from the scan itself.
+        calibration: a separate scan of the same coils and field of view whose centre gives the coil maps.
         advance: called with the number of slices after each batch.
 
     Raises:
         InputError: one line on the argument or file that cannot be used.
     """
-    _check_arguments(method, samples)
+    check_arguments(method, samples)
     prepare_process()
-    network = _network(prior, device) if method in LEARNT else None
+    network = chosen_prior(prior, device) if method in LEARNT else None
     target_device = select_device(device) if network is None else network.device
-    scan = scan if isinstance(scan, Scan) else load_scan(scan)
+    scan = _with_coils(scan if isinstance(scan, Scan) else load_scan(scan), maps, calibration)
     started = time.monotonic()
     law = None if acceleration is None else _mask_law(scan, acceleration, mask, center_fraction, seed)
     used = torch.as_tensor(np.array(scan.mask))
@@ -124,6 +125,19 @@ def reconstruct(
     work = SliceWork(scan, used, method, network, samples if method == "rsd" else 1, seed, target_device)
     work.run(advance)
     return _finished(work, law, (time.monotonic() - started) / len(work.volume))
+
+
+def _with_coils(
+    scan: Scan, maps: str | os.PathLike[str] | None, calibration: Scan | str | os.PathLike[str] | None
+) -> Scan:
+    """The scan with coil maps from elsewhere, where asked for."""
+    if maps is not None and calibration is not None:
+        raise InputError("--maps and --calibration both give coil maps; leave one out")
+    if maps is not None:
+        return with_maps(scan, maps)
+    if calibration is not None:
+        return with_calibration(scan, calibration if isinstance(calibration, Scan) else load_scan(calibration))
+    return scan
 
 
 def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstruction:
@@ -171,135 +185,16 @@ def reference_images(scan: Scan, law: MaskLaw) -> np.ndarray:
     return images
 
 
-def reconstruct_files(
-    paths: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    *,
-    method: str = "rsd",
-    prior: Prior | str | os.PathLike[str] | None = None,
-    acceleration: float | None = None,
-    samples: int = 8,
-    seed: int = 0,
-    device: str = "auto",
-    png: bool = True,
-    say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
-    """Reconstruct files into the folder ``out``: ``STEM.h5`` in fastMRI's submission form and ``STEM.png``.
-
-    Each row of the result holds ``scan`` and, when it worked, ``path``, ``method``, ``acceleration``,
-    ``seconds_per_slice``, ``scores`` (None where there are none) and ``scored``; when it did not, ``error``, one line.
-    Nothing is left of a scan that failed. Arguments are those of `reconstruct`.
-
-    Raises:
-        InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
-    """
-    sources = [Path(path) for path in paths]
-    _check_arguments(method, samples)
-    targets = _output_files(sources, Path(out))
-    network = _network(prior, device) if method in LEARNT else None
-    select_device(device)
-    existed = Path(out).is_dir()
-    folder = output_directory(out)
-    rows: list[dict[str, Any]] = []
-    options = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed, "device": device}
-    for path, target in zip(sources, targets, strict=True):
-        try:
-            rows.append(_one_file(path, target, network, options, png, say))
-        except InputError as error:
-            text = str(error) if os.fspath(path) in str(error) else f"{shown(path)}: {error}"
-            if len(sources) == 1:
-                _remove_if_empty(folder, existed)
-                raise InputError(text) from None
-            rows.append({"scan": target.stem, "error": text})
-    if all("error" in row for row in rows):
-        _remove_if_empty(folder, existed)
-    return rows
-
-
-def _one_file(
-    path: Path, target: Path, prior: Prior | None, options: dict[str, Any], png: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
-    scan = load_scan(path)
-    with progress(f"Reconstructing {scan.name}", total=len(scan.kspace)) as bar:
-        result = reconstruct(scan, prior=prior, advance=bar.advance, **options)
-    picture = _picture(result) if png else None
-    try:
-        write_reconstruction(target, result.volume, std=result.std, attrs=result.attrs)
-        if picture is not None:
-            with atomic_path(target.with_suffix(".png")) as temporary:
-                temporary.write_bytes(picture)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another --out") from None
-    for line in _summary(result):
-        say(line)
-    row = {name: result.attrs[name] for name in ("method", "acceleration", "seconds_per_slice")}
-    return {"scan": scan.name, "path": target, **row, "scores": result.scores, "scored": result.scored}
-
-
-def _output_files(paths: Sequence[Path], out: Path) -> list[Path]:
-    """Where each scan's result goes; `InputError` where two would share one, or a scan would be overwritten."""
-    if not paths:
-        raise InputError("no scan given; name one or more .h5 files")
-    targets: dict[Path, Path] = {}
-    for path in paths:
-        target = out / f"{safe_stem(path)}.h5"
-        if target in targets:
-            raise InputError(
-                f"{shown(targets[target])} and {shown(path)} would both be written to {target.name}; rename one, or "
-                "reconstruct them into different --out folders"
-            )
-        targets[target] = path
-        if any(target.exists() and source.exists() and target.samefile(source) for source in paths):
-            raise InputError(f"--out {out}: {target.name} there is the scan itself; choose another folder")
-    return list(targets)
-
-
-def _summary(result: Reconstruction) -> list[str]:
-    """Lines for the user."""
-    attrs, (slices, height, width) = result.attrs, result.volume.shape
-    rate = f"R {attrs['acceleration']:.2f}"
-    rate += f" (nominal {attrs['acceleration_nominal']:g})" if "acceleration_nominal" in attrs else ""
-    scores = result.scores or {}
-    figures = "  ".join(f"{name.upper()} {scores[name]:.4g}" for name in ("nmse", "psnr", "ssim") if name in scores)
-    return [
-        f"{result.name}: {attrs['method']}, {slices} slices of {height} x {width}, {rate}, "
-        f"{attrs['acs_lines']} ACS lines, {attrs['seconds_per_slice']:.2g} s per slice",
-        f"{result.name}: {figures}{', ' if figures else ''}{result.scored}",
-        *(f"{result.name}: warning: {warning}" for warning in result.warnings),
-    ]
-
-
-def _picture(result: Reconstruction) -> bytes:
-    """PNG of the middle slice (the brightest one where that is empty), with target, error and spread where known."""
-    from rsdmri.report.figures import image_grid, reconstruction_figure
-    from rsdmri.report.png import png_bytes
-
-    index = len(result.volume) // 2
-    if not result.volume[index].any():
-        index = int(np.argmax(np.square(result.volume, dtype=np.float64).sum((1, 2))))
-    heading = f"{result.name}, slice {index + 1} of {len(result.volume)}, R {result.attrs['acceleration']:.2f}"
-    method, image = str(result.attrs["method"]), result.volume[index]
-    if result.target is None and result.std is None:
-        return png_bytes(image_grid(image, [method], heading=heading, width=5))
-    target = None if result.target is None else result.target[index]
-    std = None if result.std is None else result.std[index]
-    return png_bytes(reconstruction_figure(target, {method: image}, std, heading=heading))
-
-
-def _remove_if_empty(folder: Path, existed: bool) -> None:
-    if not existed:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _check_arguments(method: str, samples: int) -> None:
+def check_arguments(method: str, samples: int) -> None:
+    """`InputError` for a method or a number of draws that cannot be."""
     if method not in METHODS:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     if samples < 1:
         raise InputError(f"--samples {samples}: must be at least 1")
 
 
-def _network(prior: Prior | str | os.PathLike[str] | None, device: str) -> Prior:
+def chosen_prior(prior: Prior | str | os.PathLike[str] | None, device: str) -> Prior:
+    """The prior itself, or the one in that folder, or the newest finished one."""
     if isinstance(prior, Prior):
         return prior
     return load_prior(newest_prior() if prior is None else Path(prior), device)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
+from rsdmri.physics.map_quality import map_quality
+from rsdmri.physics.masks import acs_block
 from rsdmri.physics.noise import NoiseEstimate, estimate_covariance
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import Sense, sense
@@ -42,6 +44,7 @@ class SliceWork:
         self.std = np.zeros_like(self.volume) if samples > 1 else None
         self.scale, self.sigma_y = np.ones(slices), np.zeros(slices)
         self.blank: list[int] = []
+        self.notes: list[str] = []
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Reconstruct all slices."""
@@ -59,9 +62,12 @@ class SliceWork:
 
     def warnings(self) -> tuple[str, ...]:
         """What happened on the way."""
-        if not self.blank:
-            return ()
-        return (f"nothing but zeros acquired in slices {', '.join(map(str, self.blank))}: their images are zero",)
+        notes = list(self.notes)
+        if self.blank:
+            notes.append(
+                f"nothing but zeros acquired in slices {', '.join(map(str, self.blank))}: their images are zero"
+            )
+        return tuple(notes)
 
     def _batches(self) -> Iterator[range]:
         """Slices to hold at once, bounded by their bytes."""
@@ -77,7 +83,17 @@ class SliceWork:
             self.blank.append(index)
             return None
         maps = None if self.scan.maps is None else torch.from_numpy(self.scan.maps[index])
-        return prepare_slice(kspace, self.mask, noise=self.noise, maps=maps)
+        prepared = prepare_slice(kspace, self.mask, noise=self.noise, maps=maps)
+        if maps is not None and index == len(self.volume) // 2:
+            self._judge(prepared)
+        return prepared
+
+    def _judge(self, prepared: PreparedSlice) -> None:
+        """Note what is wrong with maps that were given."""
+        acs = acs_block(prepared.mask)
+        quality = map_quality(prepared.maps, prepared.kspace, acs, sigma_y=prepared.sigma_y)
+        if quality.grade != "good":
+            self.notes.append(f"coil maps, middle slice: {quality.verdict}")
 
     def _reconstruct(self, prepared: dict[int, PreparedSlice]) -> None:
         items = list(prepared.values())
@@ -140,7 +156,7 @@ class SliceWork:
 def scan_noise(scan: Scan, mask: Tensor) -> NoiseEstimate:
     """Noise covariance that the scan brings, or one estimated from its samples under ``mask``."""
     if scan.noise_cov is not None:
-        return NoiseEstimate(torch.from_numpy(scan.noise_cov), 0, "given with the scan")
+        return NoiseEstimate(torch.from_numpy(scan.noise_cov), 0, "the scan's file")
     return estimate_covariance(torch.from_numpy(scan.kspace), mask)
 
 

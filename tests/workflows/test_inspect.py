@@ -24,7 +24,9 @@ def test_a_fully_sampled_scan(kspace: np.ndarray, tmp_path: Path) -> None:
     text = dict(rows)
     assert text["k-space"] == "2 slices, 4 coils, 64 readout samples x 64 phase encodes"
     assert "64 of 64 lines, acceleration 1.00" in text["sampling"]
-    assert "explain the data" in text["coil maps"]
+    assert "residual of SENSE" in text["coil maps"]
+    assert any(value.startswith("good: the maps cover the object") for _, value in rows)
+    assert "as expected" in text["whitened"]
     assert (tmp_path / "full.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -18,16 +18,16 @@ from rsdmri.evaluation import evaluate
 from rsdmri.physics.fourier import ifft2c, rss
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.priors import Acquisitions, Prior, build_denoiser, load_prior, save_prior
-from rsdmri.workflows import reconstruct as workflow
+from rsdmri.workflows import reconstruct_files as workflow
 from rsdmri.workflows import slices
 from rsdmri.workflows.reconstruct import (
     METHODS,
     Reconstruction,
     load_scan,
     reconstruct,
-    reconstruct_files,
     reference_images,
 )
+from rsdmri.workflows.reconstruct_files import reconstruct_files
 
 CLASSICAL = METHODS[2:]
 

@@ -24,6 +24,46 @@ class Header:
     """(left, right): phase-encode columns outside [left, right) were never acquired."""
 
 
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the images of a scan lie in the patient: millimetres, LPS axes (to the patient's left, back, head).
+
+    The centre of pixel (i, j) of slice k lies at ``centres[k] + (i - h // 2) spacing_mm[0] y_direction +
+    (j - w // 2) spacing_mm[1] x_direction`` for a reconstructed image of h by w pixels: index n // 2 is the centre.
+    Raises `ValueError` for directions that are not orthonormal and sizes that are not positive.
+    """
+
+    spacing_mm: tuple[float, float]
+    """Distance between the centres of neighbouring pixels along (y, x)."""
+    thickness_mm: float
+    """Of a slice."""
+    y_direction: Vector
+    """Unit vector of growing y, the readout."""
+    x_direction: Vector
+    """Unit vector of growing x, the phase encode."""
+    centres: tuple[Vector, ...]
+    """Of each slice, in the order of ``kspace``."""
+
+    def __post_init__(self) -> None:
+        sizes = (*self.spacing_mm, self.thickness_mm)
+        if not all(np.isfinite(size) and size > 0 for size in sizes):
+            raise ValueError(f"spacing and thickness: expected positive millimetres, got {sizes}")
+        axes = np.array([self.y_direction, self.x_direction], np.float64)
+        if axes.shape != (2, 3) or not np.allclose(axes @ axes.T, np.eye(2), atol=1e-3):
+            raise ValueError("y_direction and x_direction: expected orthonormal vectors")
+        if not self.centres or not np.isfinite(np.array(self.centres, np.float64)).all():
+            raise ValueError("centres: expected a finite position of each slice")
+
+    @property
+    def slice_direction(self) -> Vector:
+        """Unit normal of the slices, x_direction x y_direction."""
+        a, b, c = np.cross(self.x_direction, self.y_direction).tolist()
+        return a, b, c
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Scan:
     """One scan: S slices of C coils, H readout samples (y) by W phase encodes (x).
@@ -53,6 +93,8 @@ class Scan:
     target_source: str | None = None
     """Name of the data set that ``target`` came from."""
     header: Header | None = None
+    geometry: Geometry | None = None
+    """Where the slices lie, None where the file does not say: never guessed."""
     warnings: tuple[str, ...] = ()
     """What the reader had to assume, one line each."""
 
@@ -77,6 +119,8 @@ class Scan:
                 raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}, got {array.shape}")
         if self.target is not None and (self.target.ndim != 3 or len(self.target) != slices):
             raise ValueError(f"target: expected ({slices}, h, w), got {self.target.shape}")
+        if self.geometry is not None and len(self.geometry.centres) != slices:
+            raise ValueError(f"geometry: {len(self.geometry.centres)} slice centres for {slices} slices")
         if not (0 < self.crop[0] <= height and 0 < self.crop[1] <= width):
             raise ValueError(f"crop: {self.crop} does not fit in {(height, width)}")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rsdmri.data.scan import Scan
+from rsdmri.data.scan import Geometry, Scan
 
 
 def arguments(**replace):
@@ -55,3 +55,36 @@ def test_a_full_record():
 def test_disagreeing_shapes_and_types_are_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}: "):
         Scan(**arguments(**{field: value}))
+
+
+def geometry(**replace):
+    given = {
+        "spacing_mm": (1.0, 2.0),
+        "thickness_mm": 5.0,
+        "y_direction": (0.0, 1.0, 0.0),
+        "x_direction": (1.0, 0.0, 0.0),
+        "centres": ((0.0, 0.0, 0.0), (0.0, 0.0, 6.0)),
+    }
+    return Geometry(**(given | replace))
+
+
+def test_geometry_of_every_slice():
+    assert Scan(**arguments(geometry=geometry())).geometry.slice_direction == (0.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="geometry: 1 slice centres for 2 slices"):
+        Scan(**arguments(geometry=geometry(centres=((0.0, 0.0, 0.0),))))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("spacing_mm", (0.0, 1.0), "positive millimetres"),
+        ("thickness_mm", float("nan"), "positive millimetres"),
+        ("y_direction", (1.0, 0.0, 0.0), "orthonormal"),
+        ("x_direction", (2.0, 0.0, 0.0), "orthonormal"),
+        ("centres", (), "finite position"),
+        ("centres", ((0.0, 0.0, float("inf")),), "finite position"),
+    ],
+)
+def test_geometry_that_cannot_be_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        geometry(**{field: value})

@@ -33,6 +33,9 @@ FLOORS = {
     "rsdmri.physics": 2,  # as high as what it passes on
     "rsdmri.physics.sense": 2,
     "rsdmri.physics.solve": 2,
+    "rsdmri.physics.fista": 2,
+    "rsdmri.physics.wavelet": 2,
+    "rsdmri.physics.tv": 0,
     "rsdmri.physics.noise": 2,
     "rsdmri.physics.coils": 2,
     "rsdmri.physics.prepare": 3,
@@ -68,7 +71,7 @@ EMPTY_PACKAGES = {f"rsdmri.{room}" for room in ("data", "diffusion", "distillati
 WRAPPED = {
     "nibabel": {"rsdmri.data.anatomy"},
     "nilearn": {"rsdmri.data.anatomy"},
-    "pywt": {"rsdmri.reconstruction.wavelet"},
+    "pywt": {"rsdmri.physics.wavelet"},
     "sigpy": set(),
     "skimage": {"rsdmri.metrics.image"},
     "defusedxml": {"rsdmri.data.fastmri_header"},

@@ -31,7 +31,7 @@ from rsdmri.progress import progress
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
 
-METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "zero-filled")
+METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
 LEARNT = ("rsd", "ambient-one-step")
 
 _LEAST_ACS = 4  # lines that coil maps need

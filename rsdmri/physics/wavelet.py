@@ -140,7 +140,9 @@ def _on_both_axes(planes: Tensor, matrices: dict[int, _Bands]) -> Tensor:
     windows = wrapped.unfold(1, rows.matrix.shape[1], step).mT
     half = torch.matmul(rows.matrix, windows).view(count * height, -1)
 
-    length, step = columns.matrix.shape[1], columns.matrix.shape[0]
+    step, length = columns.matrix.shape
+    if length == step:  # windows that do not overlap are one product
+        return torch.mm(half.view(-1, step), columns.matrix.mT).view(count, height, width)
     windows = half.unfold(1, length, step).transpose(0, 1)
     result = planes.new_empty(count, height, width)
     transposed = columns.matrix.mT.expand(windows.shape[0], length, step)

@@ -37,6 +37,7 @@ class Method(StrEnum):
     ambient_one_step = "ambient-one-step"
     sense = "sense"
     l1_wavelet = "l1-wavelet"
+    tv = "tv"
     zero_filled = "zero-filled"
 
 

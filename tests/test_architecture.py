@@ -35,6 +35,9 @@ FLOORS = {
     "rsdmri.physics.sense": 2,
     "rsdmri.physics.solve": 2,
     "rsdmri.physics.noise_estimate": 0,
+    "rsdmri.physics.fista": 2,
+    "rsdmri.physics.wavelet": 2,
+    "rsdmri.physics.tv": 0,
     "rsdmri.physics.noise": 2,
     "rsdmri.physics.noise_corners": 1,
     "rsdmri.physics.compression": 2,
@@ -79,7 +82,7 @@ EMPTY_PACKAGES = {f"rsdmri.{room}" for room in ("data", "diffusion", "distillati
 WRAPPED = {
     "nibabel": {"rsdmri.data.anatomy"},
     "nilearn": {"rsdmri.data.anatomy"},
-    "pywt": {"rsdmri.reconstruction.wavelet"},
+    "pywt": {"rsdmri.physics.wavelet"},
     "sigpy": set(),
     "skimage": {"rsdmri.metrics.image"},
     "defusedxml": {"rsdmri.data.fastmri_header"},

@@ -271,7 +271,7 @@ OPTIONS = {
     [
         ("simulate", ["mixed", "T1w", "T2w", "PDw", "FLAIR"]),
         ("train", ["all", "teacher", "prior"]),
-        ("reconstruct", ["rsd", "ambient-one-step", "sense", "l1-wavelet", "zero-filled"]),
+        ("reconstruct", ["rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
     ],
 )
 def test_choices_are_the_contract(run, command, choices):

@@ -16,42 +16,62 @@ def conjugate_gradient(
     iterations: int = 30,
     tolerance: float = 0.0,
     start: Tensor | None = None,
+    preconditioner: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Solve (N + shift I) x = rhs by conjugate gradients (Hestenes and Stiefel 1952), x [..., y, x] like ``rhs``.
 
     The last two axes are one problem; items along the leading axes never influence each other. ``normal`` applies N,
     self-adjoint and positive semi-definite; ``shift`` >= 0 is a number or one per item (the shape of the leading axes).
     An item stops when its residual is zero or below ``tolerance`` times its right-hand side. ``start`` is 0 if None.
+    ``preconditioner`` applies an approximate inverse of N + shift I, self-adjoint and positive definite.
     Raises ``ValueError`` for shapes that do not fit.
     """
+    shift = _checked_shift(rhs, shift, start, iterations)
+    x = torch.zeros_like(rhs) if start is None else start.clone()
+    residual = rhs.clone() if start is None else rhs - normal(start) - shift * start
+    direction = (residual if preconditioner is None else preconditioner(residual)).clone()
+    energy = inner(residual, direction)
+    goal = tolerance**2 * inner(rhs, rhs)
+    recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (rhs, shift, start))
+    for _ in range(iterations):
+        active = (energy if preconditioner is None else inner(residual, residual)) > goal
+        if tolerance > 0 and not bool(active.any()):
+            break
+        image = normal(direction)
+        recorded = recorded or image.requires_grad
+        image = torch.add(image, direction * shift)
+        step = torch.where(active, _ratio(energy, inner(direction, image)), 0)
+        x = _plus(x, step, direction, recorded)
+        residual = _plus(residual, -step, image, recorded)
+        preconditioned = residual if preconditioner is None else preconditioner(residual)
+        previous, energy = energy, inner(residual, preconditioned)
+        direction = _plus(preconditioned.clone(), _ratio(energy, previous), direction, recorded)
+    return x
+
+
+def _checked_shift(rhs: Tensor, shift: float | Tensor, start: Tensor | None, iterations: int) -> float | Tensor:
+    """``shift`` so that it multiplies [..., y, x]; ``ValueError`` for what does not fit."""
     if rhs.ndim < 2:
         raise ValueError(f"rhs: expected [..., y, x], got shape {list(rhs.shape)}")
     if start is not None and start.shape != rhs.shape:
         raise ValueError(f"start: expected shape {list(rhs.shape)}, got {list(start.shape)}")
     if iterations < 0:
         raise ValueError(f"iterations: expected 0 or more, got {iterations}")
-    if isinstance(shift, Tensor) and shift.ndim > 0:
-        if shift.shape != rhs.shape[:-2]:
-            raise ValueError(f"shift: expected one number or shape {list(rhs.shape[:-2])}, got {list(shift.shape)}")
-        shift = shift[..., None, None]
+    if not isinstance(shift, Tensor) or shift.ndim == 0:
+        return shift
+    if shift.shape != rhs.shape[:-2]:
+        raise ValueError(f"shift: expected one number or shape {list(rhs.shape[:-2])}, got {list(shift.shape)}")
+    return shift[..., None, None]
 
-    x = torch.zeros_like(rhs) if start is None else start
-    residual = rhs if start is None else rhs - normal(start) - shift * start
-    direction = residual
-    energy = _inner(residual, residual)
-    goal = tolerance**2 * _inner(rhs, rhs)
-    for _ in range(iterations):
-        active = energy > goal
-        if tolerance > 0 and not bool(active.any()):
-            break
-        image = normal(direction) + shift * direction
-        curvature = _inner(direction, image)
-        step = torch.where(active, _ratio(energy, curvature), 0)
-        x = x + step * direction
-        residual = residual - step * image
-        previous, energy = energy, _inner(residual, residual)
-        direction = residual + _ratio(energy, previous) * direction
-    return x.clone() if x is start else x
+
+def _plus(a: Tensor, weight: Tensor, b: Tensor, recorded: bool) -> Tensor:
+    """a + weight b for a real ``weight`` per item; in place on ``a`` unless gradients are ``recorded``."""
+    if recorded:
+        return a + weight * b
+    if a.is_complex():
+        torch.view_as_real(a).addcmul_(weight[..., None], torch.view_as_real(b))
+        return a
+    return a.addcmul_(weight, b)
 
 
 def largest_eigenvalue(
@@ -69,15 +89,15 @@ def largest_eigenvalue(
     """
     start = torch.randn(shape, dtype=dtype, generator=torch_generator("largest eigenvalue", *shape))
     x = start.to(device)
-    value = torch.zeros_like(_inner(x, x))
+    value = torch.zeros_like(inner(x, x))
     for _ in range(iterations):
-        x = x * _ratio(torch.ones_like(value), _inner(x, x).sqrt())
+        x = x * _ratio(torch.ones_like(value), inner(x, x).sqrt())
         image = normal(x)
-        value, x = _inner(x, image), image
+        value, x = inner(x, image), image
     return value[..., 0, 0]
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def inner(a: Tensor, b: Tensor) -> Tensor:
     """Real part of <a, b> over the last two axes, which are kept with size 1."""
     if a.is_complex():
         return (torch.view_as_real(a) * torch.view_as_real(b)).sum((-3, -2, -1), keepdim=True)[..., 0]

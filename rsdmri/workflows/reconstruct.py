@@ -28,7 +28,7 @@ from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
 from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
 
-METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "zero-filled")
+METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
 LEARNT = ("rsd", "ambient-one-step")
 
 _LEAST_ACS = 4  # lines that coil maps need

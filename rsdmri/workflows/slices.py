@@ -119,6 +119,8 @@ class SliceWork:
                 return classical.sense_cg(operator, kspace, strength=classical.sense_strength(sigma_y))
             case "l1-wavelet":  # one stream per scan, so that the size of a batch changes nothing
                 return self._l1_wavelet(operator, kspace, sigma_y)
+            case "tv":
+                return classical.tv(operator, kspace, strength=classical.tv_strength(sigma_y))
             case _:
                 return ambient_one_step(_given(self.prior), operator, kspace, sigma_y)
 

@@ -109,6 +109,62 @@ def test_gradients_reach_the_right_hand_side_and_the_shift():
     torch.testing.assert_close(by_shift, expected, rtol=1e-6, atol=1e-8)
 
 
+def scaled_problem():
+    """Badly scaled: N = D B D with B well conditioned and D over three orders of magnitude."""
+    operator = problem()
+    weight = torch.logspace(-1.5, 1.5, 30, dtype=torch.float64).view(5, 6)
+    return lambda x: weight * (operator.normal(weight * x) + weight * x), 1 / weight.square()
+
+
+def test_a_preconditioner_gives_the_same_solution_in_fewer_iterations():
+    normal, inverse = scaled_problem()
+    rhs = randn(3, 5, 6, key="rhs")
+    exact = conjugate_gradient(normal, rhs, iterations=500)
+    torch.testing.assert_close(normal(exact), rhs, rtol=0, atol=1e-8)
+    plain, helped = (
+        conjugate_gradient(normal, rhs, iterations=15, preconditioner=p) for p in (None, lambda r: inverse * r)
+    )
+    torch.testing.assert_close(helped, exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+    assert float((helped - exact).norm()) < 1e-2 * float((plain - exact).norm())
+
+
+def test_the_inverse_as_preconditioner_needs_one_step():
+    weight = torch.linspace(0.1, 3, 30, dtype=torch.float64).view(5, 6)
+    rhs = randn(2, 5, 6)
+    shift = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    whole = weight + shift[:, None, None]
+    found = conjugate_gradient(lambda x: weight * x, rhs, shift=shift, iterations=1, preconditioner=lambda r: r / whole)
+    torch.testing.assert_close(found, rhs / whole, rtol=1e-12, atol=1e-12)
+
+
+def test_items_are_independent_under_a_preconditioner():
+    normal, inverse = scaled_problem()
+    rhs = randn(3, 5, 6, key="rhs")
+    arguments = {"iterations": 40, "tolerance": 1e-6, "preconditioner": lambda r: inverse * r}
+    expected = conjugate_gradient(normal, rhs, **arguments)
+    rhs[1], rhs[2] = 0, torch.nan
+    found = conjugate_gradient(normal, rhs, **arguments)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-10, atol=1e-10)
+    assert bool((found[1] == 0).all())
+
+
+def test_gradients_pass_a_preconditioner():
+    normal, inverse = scaled_problem()
+    rhs = randn(3, 5, 6, key="rhs").requires_grad_()
+    found = conjugate_gradient(normal, rhs, iterations=60, preconditioner=lambda r: inverse * r)
+    (gradient,) = torch.autograd.grad(found, rhs, g := randn(3, 5, 6, key="g"))
+    dual = conjugate_gradient(normal, g, iterations=60, preconditioner=lambda r: inverse * r)
+    torch.testing.assert_close(gradient, dual, rtol=1e-5, atol=1e-6 * float(dual.abs().max()))
+
+
+def test_gradients_reach_what_the_operator_holds():
+    weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    rhs = randn(4, 4)
+    found = conjugate_gradient(lambda x: weight * x, rhs, iterations=3)
+    (gradient,) = torch.autograd.grad(found.real.sum(), weight)
+    torch.testing.assert_close(gradient, -rhs.real.sum() / 4)
+
+
 def test_real_problems():
     rhs = torch.ones(2, 3, 4)
     torch.testing.assert_close(conjugate_gradient(lambda x: 2 * x, rhs, shift=1.0), rhs / 3)

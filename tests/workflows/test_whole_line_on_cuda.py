@@ -26,7 +26,7 @@ def test_train_sample_and_reconstruct_on_cuda(simulated: Path, tiny_settings: tu
         assert images.shape == (3, 32, 32)
         assert bool(torch.isfinite(images.abs()).all())
     scan = next(simulated.glob("*.h5"))
-    for method in ("zero-filled", "sense", "l1-wavelet", "ambient-one-step", "rsd"):
+    for method in ("zero-filled", "sense", "l1-wavelet", "tv", "ambient-one-step", "rsd"):
         on_cuda = reconstruct(scan, method=method, prior=prior, acceleration=2, samples=2)
         on_cpu = reconstruct(scan, method=method, prior=load_prior(run, "cpu"), acceleration=2, samples=2, device="cpu")
         assert on_cuda.scores is not None

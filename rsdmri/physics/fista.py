@@ -17,11 +17,12 @@ def fista(
     iterations: int = 100,
     tolerance: float = 0.0,
     start: Tensor | None = None,
+    axes: int = 2,
 ) -> Tensor:
     """argmin_x 1/2 <x, N x> - Re <x, rhs> + g(x) by FISTA (Beck and Teboulle 2009), x [..., y, x] like ``rhs``.
 
-    With N = A^H A and rhs = A^H y this is 1/2 |A x - y|^2 + g(x). The last two axes are one problem; items along the
-    leading axes never influence each other.
+    With N = A^H A and rhs = A^H y this is 1/2 |A x - y|^2 + g(x). The last ``axes`` axes are one problem; items along
+    the leading axes never influence each other.
 
     Args:
         normal: applies N, self-adjoint and positive semi-definite.
@@ -34,15 +35,15 @@ def fista(
 
     Raises ``ValueError`` for shapes that do not fit.
     """
-    if rhs.ndim < 2:
-        raise ValueError(f"rhs: expected [..., y, x], got shape {list(rhs.shape)}")
+    if not 1 <= axes <= rhs.ndim:
+        raise ValueError(f"rhs: expected at least {axes} axes, [..., y, x], got shape {list(rhs.shape)}")
     if start is not None and start.shape != rhs.shape:
         raise ValueError(f"start: expected shape {list(rhs.shape)}, got {list(start.shape)}")
     if iterations < 0:
         raise ValueError(f"iterations: expected 0 or more, got {iterations}")
     x = ahead = rhs if start is None else start
     momentum = 1.0
-    active = torch.ones_like(inner(rhs, rhs), dtype=torch.bool)
+    active = torch.ones_like(inner(rhs, rhs, axes), dtype=torch.bool)
     settled = False
     for _ in range(iterations):
         new = proximal(torch.sub(rhs, normal(ahead)).mul_(step).add_(ahead))
@@ -51,7 +52,7 @@ def fista(
             new, change = torch.where(active, new, x), torch.where(active, change, 0)
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         if tolerance > 0:
-            active = active & (inner(change, change) > tolerance**2 * inner(new, new))
+            active = active & (inner(change, change, axes) > tolerance**2 * inner(new, new, axes))
             settled = not bool(active.all())
             if not bool(active.any()):
                 return new

@@ -17,51 +17,56 @@ def conjugate_gradient(
     tolerance: float = 0.0,
     start: Tensor | None = None,
     preconditioner: Callable[[Tensor], Tensor] | None = None,
+    axes: int = 2,
 ) -> Tensor:
     """Solve (N + shift I) x = rhs by conjugate gradients (Hestenes and Stiefel 1952), x [..., y, x] like ``rhs``.
 
-    The last two axes are one problem; items along the leading axes never influence each other. ``normal`` applies N,
-    self-adjoint and positive semi-definite; ``shift`` >= 0 is a number or one per item (the shape of the leading axes).
+    The last ``axes`` axes are one problem (3 for volumes and for images of several map sets); items along the leading
+    axes never influence each other. ``normal`` applies N, self-adjoint and positive semi-definite; ``shift`` >= 0 is a
+    number or one per item (the shape of the leading axes).
     An item stops when its residual is zero or below ``tolerance`` times its right-hand side. ``start`` is 0 if None.
     ``preconditioner`` applies an approximate inverse of N + shift I, self-adjoint and positive definite.
     Raises ``ValueError`` for shapes that do not fit.
     """
-    shift = _checked_shift(rhs, shift, start, iterations)
+    shift = _checked_shift(rhs, shift, start, iterations, axes)
     x = torch.zeros_like(rhs) if start is None else start.clone()
     residual = rhs.clone() if start is None else rhs - normal(start) - shift * start
     direction = (residual if preconditioner is None else preconditioner(residual)).clone()
-    energy = inner(residual, direction)
-    goal = tolerance**2 * inner(rhs, rhs)
+    energy = inner(residual, direction, axes)
+    goal = tolerance**2 * inner(rhs, rhs, axes)
     recorded = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (rhs, shift, start))
     for _ in range(iterations):
-        active = (energy if preconditioner is None else inner(residual, residual)) > goal
+        active = (energy if preconditioner is None else inner(residual, residual, axes)) > goal
         if tolerance > 0 and not bool(active.any()):
             break
         image = normal(direction)
         recorded = recorded or image.requires_grad
         image = torch.add(image, direction * shift)
-        step = torch.where(active, _ratio(energy, inner(direction, image)), 0)
+        step = torch.where(active, _ratio(energy, inner(direction, image, axes)), 0)
         x = _plus(x, step, direction, recorded)
         residual = _plus(residual, -step, image, recorded)
         preconditioned = residual if preconditioner is None else preconditioner(residual)
-        previous, energy = energy, inner(residual, preconditioned)
+        previous, energy = energy, inner(residual, preconditioned, axes)
         direction = _plus(preconditioned.clone(), _ratio(energy, previous), direction, recorded)
     return x
 
 
-def _checked_shift(rhs: Tensor, shift: float | Tensor, start: Tensor | None, iterations: int) -> float | Tensor:
-    """``shift`` so that it multiplies [..., y, x]; ``ValueError`` for what does not fit."""
-    if rhs.ndim < 2:
-        raise ValueError(f"rhs: expected [..., y, x], got shape {list(rhs.shape)}")
+def _checked_shift(
+    rhs: Tensor, shift: float | Tensor, start: Tensor | None, iterations: int, axes: int
+) -> float | Tensor:
+    """``shift`` so that it multiplies ``rhs``; ``ValueError`` for what does not fit."""
+    if not 1 <= axes <= rhs.ndim:
+        raise ValueError(f"rhs: expected at least {axes} axes, [..., y, x], got shape {list(rhs.shape)}")
     if start is not None and start.shape != rhs.shape:
         raise ValueError(f"start: expected shape {list(rhs.shape)}, got {list(start.shape)}")
     if iterations < 0:
         raise ValueError(f"iterations: expected 0 or more, got {iterations}")
     if not isinstance(shift, Tensor) or shift.ndim == 0:
         return shift
-    if shift.shape != rhs.shape[:-2]:
-        raise ValueError(f"shift: expected one number or shape {list(rhs.shape[:-2])}, got {list(shift.shape)}")
-    return shift[..., None, None]
+    leading = rhs.shape[: rhs.ndim - axes]
+    if shift.shape != leading:
+        raise ValueError(f"shift: expected one number or shape {list(leading)}, got {list(shift.shape)}")
+    return shift.reshape(*leading, *[1] * axes)
 
 
 def _plus(a: Tensor, weight: Tensor, b: Tensor, recorded: bool) -> Tensor:
@@ -97,11 +102,12 @@ def largest_eigenvalue(
     return value[..., 0, 0]
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Real part of <a, b> over the last two axes, which are kept with size 1."""
+def inner(a: Tensor, b: Tensor, axes: int = 2) -> Tensor:
+    """Real part of <a, b> over the last ``axes`` axes, which are kept with size 1."""
     if a.is_complex():
-        return (torch.view_as_real(a) * torch.view_as_real(b)).sum((-3, -2, -1), keepdim=True)[..., 0]
-    return (a * b).sum((-2, -1), keepdim=True)
+        last = tuple(range(-axes - 1, 0))
+        return (torch.view_as_real(a) * torch.view_as_real(b)).sum(last, keepdim=True)[..., 0]
+    return (a * b).sum(tuple(range(-axes, 0)), keepdim=True)
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -219,3 +219,19 @@ def test_normal_of_normalised_maps_has_norm_at_most_one():
     value = largest_eigenvalue(operator.normal, (10, 12), dtype=torch.complex128)
     assert value.shape == ()
     assert 0.3 < float(value) <= 1 + 1e-12
+
+
+def test_three_axes_are_one_problem_for_images_of_two_map_sets():
+    generator = torch_generator("sets")
+    maps = torch.randn(2, 2, 3, 5, 6, dtype=torch.complex128, generator=generator)
+    mask = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    operator = sense(maps, mask, sets=True)
+    rhs = torch.randn(2, 2, 5, 6, dtype=torch.complex128, generator=generator)
+    shift = torch.tensor([0.5, 0.1], dtype=torch.float64)
+    solved = conjugate_gradient(operator.normal, rhs, shift=shift, iterations=200, axes=3)
+    for item, weight, own, right in zip(solved, shift, maps, rhs, strict=True):
+        dense = sense(own, mask, sets=True).to_dense()
+        exact = torch.linalg.solve(dense.mH @ dense + weight * torch.eye(60, dtype=dense.dtype), right.flatten())
+        torch.testing.assert_close(item.flatten(), exact, rtol=1e-8, atol=1e-8)
+    with pytest.raises(ValueError, match="at least 5 axes"):
+        conjugate_gradient(operator.normal, rhs, axes=5)

@@ -167,6 +167,7 @@ def reconstruct(
     samples: Annotated[int, typer.Option(help="posterior draws of rsd: their mean and spread are written")] = 8,
     maps: Annotated[Path | None, typer.Option(help="coil maps: .npy, .h5 or .cfl [from the scan's centre]")] = None,
     calibration: Annotated[Path | None, typer.Option(help="separate calibration scan for the coil maps")] = None,
+    map_sets: Annotated[int, typer.Option(help="2: for objects wider than the field of view")] = 1,
     out: Annotated[Path, typer.Option(help="output folder")] = Path("recon"),
     device: Device = "auto",
     seed: Seed = 0,
@@ -185,6 +186,7 @@ def reconstruct(
         device=device,
         maps=maps,
         calibration=calibration,
+        map_sets=map_sets,
         say=typer.echo,
     )
     failed = [row["error"] for row in rows if row.get("error")]

@@ -23,7 +23,8 @@ class PreparedSlice:
     """One slice in scaled units: its maps' image has magnitudes of about 1, its noise CN(0, sigma_y^2) per sample.
 
     kspace (coil, y, x) whitened, divided by ``scale``, zero where ``mask`` (1, x) or (y, x) is not set; ``maps``
-    (coil, y, x); |image| times ``intensity`` (y, x) is the root-sum-of-squares image in the units of the file.
+    (coil, y, x); |image| times ``intensity`` (y, x) is the root-sum-of-squares image in the units of the file. With
+    sets of maps, ``maps`` and ``intensity`` have an axis of sets in front.
     """
 
     kspace: Tensor
@@ -40,13 +41,15 @@ def prepare_slice(
     *,
     noise: NoiseEstimate | None,
     maps: Tensor | None = None,
+    sets: int | None = None,
 ) -> PreparedSlice:
     """Whiten, scale and map one slice: ``kspace`` (coil, y, x) complex, ``mask`` (x,), (1, x) or (y, x) boolean.
 
     Whitening: W = Psi^(-1/2) of ``noise``, none when it is None (then ``sigma_y`` is 0: unknown). Scale: the 99th
-    percentile of the root-sum-of-squares image of the ACS block alone. Maps: ESPIRiT of the ACS; or ``maps``
-    (coil, y, x) of the coils as they are in the file, which are whitened and normalised; either way with the phase of
-    the ACS image, so that the image is nearly real and positive. An empty slice keeps scale 1.
+    percentile of the root-sum-of-squares image of the ACS block alone. Maps: ESPIRiT of the ACS, with ``sets`` as in
+    `espirit_maps`; or ``maps`` (coil, y, x) of the coils as they are in the file, which are whitened and normalised;
+    either way with the phase of the ACS image, so that the image is nearly real and positive. An empty slice keeps
+    scale 1.
     Raises ``InputError`` for NaN or infinite acquired samples, with their number, and where coil maps cannot be made.
     """
     kspace, mask = _checked(_tensor(kspace), _tensor(mask))
@@ -66,7 +69,7 @@ def prepare_slice(
     kspace = kspace / scale
     sigma_y = 0.0 if noise is None else 1 / scale
     if maps is None:
-        maps = espirit_maps(kspace, acs, noise_std=sigma_y)
+        maps = espirit_maps(kspace, acs, sets=sets, noise_std=sigma_y)
     else:
         maps = _normalised(maps, kspace, whitening)
     maps = maps * _acs_phase(kspace, maps, acs)
@@ -101,14 +104,14 @@ def _acs_scale(kspace: Tensor, acs: tuple[slice, slice]) -> float:
 
 
 def _acs_phase(kspace: Tensor, maps: Tensor, acs: tuple[slice, slice]) -> Tensor:
-    """Unit-magnitude phase (y, x) of the coil-combined image of the ACS block; 1 where that image is zero.
+    """Unit-magnitude phase (1, y, x) of the coil-combined image of the ACS block; 1 where that image is zero.
 
     Maps are determined up to a phase per pixel. Giving them the phase of the low-resolution image leaves an image that
     is nearly real and positive, whatever the object's phase: the same k-space, and far less for a prior to learn.
     """
     block = torch.zeros_like(kspace)
     block[..., acs[0], acs[1]] = kspace[..., acs[0], acs[1]]
-    image = (maps.conj() * ifft2c(block)).sum(dim=-3)
+    image = (maps.conj() * ifft2c(block)).sum(dim=-3, keepdim=True)
     size = image.abs()
     return torch.where(size > 0, image / torch.where(size > 0, size, 1), 1)
 

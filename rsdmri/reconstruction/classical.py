@@ -1,7 +1,8 @@
 """Reconstruction without a network: zero-filled, SENSE by conjugate gradients, L1-wavelet and total variation.
 
 All take an operator A with maps (batch, coil, y, x) and scaled, whitened k-space (batch, coil, y, x), read only where
-the operator's mask is set, and return complex images (batch, y, x). Items of a batch never influence each other.
+the operator's mask is set, and return complex images (batch, y, x). Items of a batch never influence each other. With
+sets of maps (batch, set, coil, y, x) there is an image of each set, (batch, set, y, x).
 """
 
 import torch
@@ -61,7 +62,8 @@ def sense_cg(operator: Sense, kspace: Tensor, *, strength: float | Tensor, itera
         strength: ridge >= 0, one number or (batch,).
         iterations: conjugate-gradient steps.
     """
-    return conjugate_gradient(operator.normal, operator.adjoint(kspace), shift=strength, iterations=iterations)
+    target = operator.adjoint(kspace)
+    return conjugate_gradient(operator.normal, target, shift=strength, iterations=iterations, axes=target.ndim - 1)
 
 
 def l1_wavelet(
@@ -91,17 +93,18 @@ def l1_wavelet(
     target = operator.adjoint(kspace)
     height, width = target.shape[-2:]
     wavelet = Wavelet((height, width), target.dtype, target.device)
-    threshold = torch.as_tensor(strength, dtype=target.real.dtype, device=target.device).reshape(-1, 1, 1)
+    threshold = _per_item(strength, target)
     margins = (0, wavelet.shape[1] - width, 0, wavelet.shape[0] - height)
 
     def normal(x: Tensor) -> Tensor:
-        return pad(operator.normal(x[:, :height, :width].contiguous()), margins)
+        return pad(operator.normal(x[..., :height, :width].contiguous()), margins)
 
     def proximal(x: Tensor) -> Tensor:
         return wavelet.shrink(x, threshold, _shift(wavelet, generator))
 
-    grid = fista(normal, pad(target, margins), proximal, iterations=iterations, tolerance=tolerance)
-    return grid[:, :height, :width].contiguous()
+    axes, start = target.ndim - 1, pad(target, margins)
+    grid = fista(normal, start, proximal, iterations=iterations, tolerance=tolerance, axes=axes)
+    return grid[..., :height, :width].contiguous()
 
 
 def tv(
@@ -124,7 +127,7 @@ def tv(
         tolerance: as in `l1_wavelet`.
     """
     target = operator.adjoint(kspace)
-    weight = torch.as_tensor(strength, dtype=target.real.dtype, device=target.device).reshape(-1, 1, 1)
+    weight = _per_item(strength, target)
     dual: Tensor | None = None
 
     def proximal(x: Tensor) -> Tensor:
@@ -132,7 +135,14 @@ def tv(
         image, dual = tv_proximal(x, weight, dual=dual, iterations=_DUAL_STEPS)
         return image
 
-    return fista(operator.normal, target, proximal, iterations=iterations, tolerance=tolerance)
+    axes = target.ndim - 1
+    return fista(operator.normal, target, proximal, iterations=iterations, tolerance=tolerance, axes=axes)
+
+
+def _per_item(strength: float | Tensor, images: Tensor) -> Tensor:
+    """A number, or one for each of ``images`` (batch, ...), so that it multiplies them."""
+    weight = torch.as_tensor(strength, dtype=images.real.dtype, device=images.device)
+    return weight.reshape(-1, *[1] * (images.ndim - 1))
 
 
 def _shift(wavelet: Wavelet, generator: torch.Generator | None) -> tuple[int, int]:

@@ -86,6 +86,7 @@ def reconstruct(
     center_fraction: float | None = None,
     maps: str | os.PathLike[str] | None = None,
     calibration: Scan | str | os.PathLike[str] | None = None,
+    map_sets: int = 1,
     advance: Callable[[int], None] = lambda slices: None,
 ) -> Reconstruction:
     """Reconstruct a scan from its acquired samples.
@@ -106,12 +107,14 @@ def reconstruct(
         center_fraction: share of the lines in the ACS; None: see `MaskLaw`.
         maps: file of coil maps to use, see `rsdmri.data.maps`; None: from the scan itself.
         calibration: a separate scan of the same coils and field of view whose centre gives the coil maps.
+        map_sets: 2 for objects wider than the field of view: a second set of maps for what lies on one another.
         advance: called with the number of slices after each batch.
 
     Raises:
         InputError: one line on the argument or file that cannot be used.
     """
     check_arguments(method, samples)
+    _check_sets(map_sets, method, given=maps is not None or calibration is not None)
     prepare_process()
     network = chosen_prior(prior, device) if method in LEARNT else None
     target_device = select_device(device) if network is None else network.device
@@ -122,9 +125,19 @@ def reconstruct(
     used = used if law is None else used & law.draw(scan.kspace.shape[-1], f"{scan.name}.h5", 0)
     _check_acs(scan, used, acceleration)
 
-    work = SliceWork(scan, used, method, network, samples if method == "rsd" else 1, seed, target_device)
+    sets = None if map_sets == 1 else map_sets
+    work = SliceWork(scan, used, method, network, samples if method == "rsd" else 1, seed, target_device, sets)
     work.run(advance)
     return _finished(work, law, (time.monotonic() - started) / len(work.volume))
+
+
+def _check_sets(sets: int, method: str, *, given: bool) -> None:
+    if sets not in (1, 2):
+        raise InputError(f"--map-sets {sets}: must be 1 or 2")
+    if sets == 2 and method in LEARNT:
+        raise InputError(f"--map-sets 2: {method} takes one set of maps; use --method l1-wavelet, tv or sense")
+    if sets == 2 and given:
+        raise InputError("--map-sets 2: the second set comes from the scan itself; leave --maps and --calibration out")
 
 
 def _with_coils(

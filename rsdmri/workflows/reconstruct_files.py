@@ -30,6 +30,7 @@ def reconstruct_files(
     device: str = "auto",
     maps: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
+    map_sets: int = 1,
     png: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
@@ -57,7 +58,7 @@ def reconstruct_files(
         "seed": seed,
         "device": device,
     }
-    options |= {"maps": maps, "calibration": calibration}
+    options |= {"maps": maps, "calibration": calibration, "map_sets": map_sets}
     for path, target in zip(sources, targets, strict=True):
         try:
             rows.append(_one_file(path, target, network, options, png, say))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
+from rsdmri.physics.fourier import rss
 from rsdmri.physics.map_quality import map_quality
 from rsdmri.physics.masks import acs_block
 from rsdmri.physics.noise import NoiseEstimate, estimate_covariance
@@ -34,10 +35,11 @@ class SliceWork:
         samples: int,
         seed: int,
         device: torch.device,
+        sets: int | None = None,
     ):
         slices, _, height, width = scan.kspace.shape
         self.scan, self.mask, self.method, self.prior = scan, mask, method, prior
-        self.samples, self.seed, self.device = samples, seed, device
+        self.samples, self.seed, self.device, self.sets = samples, seed, device, sets
         self.noise = scan_noise(scan, mask)
         self.images = np.zeros((slices, height, width), np.complex64)
         self.volume = np.zeros((slices, *scan.crop), np.float32)
@@ -83,7 +85,7 @@ class SliceWork:
             self.blank.append(index)
             return None
         maps = None if self.scan.maps is None else torch.from_numpy(self.scan.maps[index])
-        prepared = prepare_slice(kspace, self.mask, noise=self.noise, maps=maps)
+        prepared = prepare_slice(kspace, self.mask, noise=self.noise, maps=maps, sets=self.sets)
         if maps is not None and index == len(self.volume) // 2:
             self._judge(prepared)
         return prepared
@@ -97,7 +99,8 @@ class SliceWork:
 
     def _reconstruct(self, prepared: dict[int, PreparedSlice]) -> None:
         items = list(prepared.values())
-        operator = sense(torch.stack([p.maps for p in items]).to(self.device), self.mask)
+        maps = torch.stack([p.maps for p in items]).to(self.device)
+        operator = sense(maps, self.mask, sets=self.sets is not None)
         kspace = torch.stack([p.kspace for p in items]).to(self.device)
         sigma_y = torch.tensor([p.sigma_y for p in items], device=self.device)
         if self.method == "rsd":
@@ -105,9 +108,13 @@ class SliceWork:
         else:
             images, spread = self._solve(operator, kspace, sigma_y), None
         for position, (index, item) in enumerate(prepared.items()):
-            self.images[index] = images[position].cpu().numpy()
+            image = images[position].cpu()
+            magnitude = image.abs() * item.intensity
+            if self.sets is not None:  # of all sets together; the complex image is that of the first
+                image, magnitude = image[0], rss(magnitude)
+            self.images[index] = image.numpy()
             self.scale[index], self.sigma_y[index] = item.scale, item.sigma_y
-            self.volume[index] = cropped(images[position].abs().cpu() * item.intensity, self.scan.crop)
+            self.volume[index] = cropped(magnitude, self.scan.crop)
             if self.std is not None and spread is not None:
                 self.std[index] = cropped(spread[position].cpu() * item.intensity, self.scan.crop)
 

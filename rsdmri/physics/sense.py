@@ -178,16 +178,20 @@ def _normal_points(images: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
         return _seen(_filtered(images, maps, weight), maps, -3)
     threads = torch.get_num_threads()
     together = threads * max(1, block // (2 * threads * height * width))  # every thread its coils of a block
-    result = torch.zeros_like(images)
+    one_by_one = n_sets == 1 and together <= _FEW_COILS
+    result = torch.empty_like(images) if one_by_one else torch.zeros_like(images)
     for items in _ranges(n, max(1, block // (n_coils * height * width))):
         own_maps, own_weight, own = _own(maps, items), _own(weight, items), result[items]
         for coils in _ranges(n_coils, together):
             part = own_maps[:, :, coils]
             back = _filtered(images[items], part, own_weight)
-            if n_sets > 1 or together > _FEW_COILS:
+            if not one_by_one:
                 own += _seen(back, part, -3)
-            else:
-                for coil in range(back.shape[1]):
+                continue
+            for coil in range(back.shape[1]):
+                if coils.start + coil == 0:
+                    torch.mul(back[:, 0], part[:, 0, 0], out=own[:, 0])
+                else:
                     own[:, 0].addcmul_(back[:, coil], part[:, 0, coil])
     return result
 

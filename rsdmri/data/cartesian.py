@@ -56,39 +56,26 @@ def scan_from_readouts(
         InputError: readouts that are no Cartesian imaging, or that do not fit the grid or each other.
     """
     where = readouts.where
-    chosen, notes = imaging_lines(readouts, {key: choice.get(key, 0) for key in CHOICES})
+    chosen, slabs, notes = _choose(readouts, protocol, choice, slices)
     warnings += notes
-    _require_trajectory(readouts, protocol, chosen)
-    indices = np.unique(readouts.lines["slice"][chosen])
-    wanted = indices[slices if slices is not None else slice(None)]
-    if len(wanted) == 0:
-        raise InputError(f"{where}: none of its {len(indices)} slices chosen; check the slice range")
-    chosen = chosen[np.isin(readouts.lines["slice"][chosen], wanted)]
     lines = readouts.lines[chosen]
-    slabs = np.searchsorted(wanted, lines["slice"])
-
-    grid, notes = plan_grid(where, lines, len(wanted), protocol, keep_oversampling)
+    grid, notes = plan_grid(where, lines, int(slabs.max()) + 1, protocol, keep_oversampling)
     warnings += notes
     filled = _fill(readouts, chosen, slabs, grid)
     same, notes = _same_sampling(where, filled.counts)
     warnings += notes
-    kspace, notes = _to_slices(where, filled.kspace, filled.counts[same], grid, same)
+    counts = filled.counts[same]
+    kspace, notes = _to_slices(where, filled.kspace, counts, grid, same)
     warnings += notes
-    mask = np.broadcast_to(filled.counts[same].any((0, 1)), (1, grid.width)) & grid.rows
+    mask = np.broadcast_to(counts.any((0, 1)), (1, grid.width)) & grid.rows
     mask = mask[:1] if grid.rows.all() else mask
     sampling = settle_sampling(where, kspace.shape[-2:], mask, _padding(mask, grid), iter(kspace))
     kspace[..., ~np.broadcast_to(sampling.mask, kspace.shape[-2:])] = 0
-    noise, notes = _noise_covariance(readouts, protocol, lines, filled.counts[same])
+    noise, notes = _noise_covariance(readouts, protocol, lines, counts)
     warnings += notes
-    in_scan = np.isin(slabs, same)
-    geometry, notes = place_slices(
-        lines[in_scan],
-        np.searchsorted(same, slabs[in_scan]),
-        len(kspace) // len(same),
-        grid.voxel_mm,
-        conjugate=protocol.siemens,
-    )
-    warnings += notes
+    kept = np.isin(slabs, same)
+    numbers, partitions = np.searchsorted(same, slabs[kept]), len(kspace) // len(same)
+    geometry, notes = place_slices(lines[kept], numbers, partitions, grid.voxel_mm, conjugate=protocol.siemens)
     return Scan(
         name=name,
         kspace=kspace,
@@ -99,8 +86,23 @@ def scan_from_readouts(
         noise_cov=noise,
         header=_header(protocol.header, grid, sampling.absent),
         geometry=geometry,
-        warnings=warnings + sampling.warnings,
+        warnings=warnings + notes + sampling.warnings,
     )
+
+
+def _choose(
+    readouts: Readouts, protocol: Protocol, choice: Mapping[str, int], slices: slice | None
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Numbers of the readouts that make the image, the slab of each (counted from 0), and warnings."""
+    chosen, notes = imaging_lines(readouts, {key: choice.get(key, 0) for key in CHOICES})
+    _require_trajectory(readouts, protocol, chosen)
+    indices = np.unique(readouts.lines["slice"][chosen])
+    wanted = indices[slices if slices is not None else slice(None)]
+    if len(wanted) == 0:
+        raise InputError(f"{readouts.where}: none of its {len(indices)} slices chosen; check the slice range")
+    wanted = np.sort(wanted)
+    chosen = chosen[np.isin(readouts.lines["slice"][chosen], wanted)]
+    return chosen, np.searchsorted(wanted, readouts.lines["slice"][chosen]), notes
 
 
 def _require_trajectory(readouts: Readouts, protocol: Protocol, chosen: np.ndarray) -> None:
@@ -163,8 +165,8 @@ def _to_slices(
         kspace = kspace[same]
     if grid.depth == 1:
         return kspace[:, 0], ()
-    acquired = (counts > 0).all(0)
-    planes, columns = acquired.any(1), acquired.any(0)
+    acquired: np.ndarray = np.all(counts > 0, axis=0)
+    planes, columns = np.asarray(acquired.any(1)), np.asarray(acquired.any(0))
     first, last = int(np.argmax(planes)), grid.depth - int(np.argmax(planes[::-1]))
     separable = (acquired == planes[:, None] & columns).all()
     centre = grid.depth // 2
@@ -174,7 +176,7 @@ def _to_slices(
             f"{'the same' if separable else 'different'} lines in each), which is not cut into slices; "
             "reconstruct it as a volume with rsdmri.physics.volume"
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if last - first < grid.depth:
         notes = (f"{grid.depth - (last - first)} of {grid.depth} partitions were not measured; zero-filled",)
     start = centre - grid.kept_depth // 2
@@ -189,7 +191,7 @@ def _to_slices(
 
 
 def _padding(mask: np.ndarray, grid: Grid) -> tuple[int, int] | None:
-    """Columns [left, right) of the protocol: the header's, or what was acquired if that is one block past the centre."""
+    """Columns [left, right) of the protocol: the header's, or what was acquired if that is a block over the centre."""
     acquired = np.flatnonzero(mask.any(0))
     first, last = int(acquired[0]), int(acquired[-1]) + 1
     if grid.padding is not None:

@@ -6,7 +6,7 @@ leave the file.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rsdmri.data.scan import Header
 
@@ -34,7 +34,7 @@ class Limits:
 class Protocol:
     """What places readouts of the first encoding on their grid; None where the header does not say."""
 
-    header: Header = Header()
+    header: Header = field(default_factory=Header)
     encoded_fov_mm: tuple[float, float, float] | None = None
     trajectory: str | None = None
     """One of ``TRAJECTORIES``."""
@@ -75,10 +75,10 @@ def parse_protocol(text: bytes) -> tuple[Protocol, tuple[str, ...]]:
         return Protocol(), ("header is not well-formed XML; using array sizes",)
 
     warnings: list[str] = []
-    field, times, siemens, bandwidth = _conditions(root)
+    tesla, times, siemens, bandwidth = _conditions(root)
     encoding = next((element for element in root.iter() if _local(element.tag) == "encoding"), None)
     if encoding is None:
-        header = Header(None, None, None, None, field, *times)
+        header = Header(None, None, None, None, tesla, *times)
         return Protocol(header), ("header has no encoding section; using array sizes",)
     found: dict[str, list[str]] = {}
     _collect(encoding, "", found)
@@ -105,7 +105,7 @@ def parse_protocol(text: bytes) -> tuple[Protocol, tuple[str, ...]]:
         warnings.append("header: encoding limits are incomplete; no padding assumed")
     word = found.get("trajectory", [""])[0].lower()
     protocol = Protocol(
-        header=Header(_ints(encoded), _ints(recon), _floats(fov), padding, field, *times),
+        header=Header(_ints(encoded), _ints(recon), _floats(fov), padding, tesla, *times),
         encoded_fov_mm=_floats(triple("encodedSpace/fieldOfView_mm", float, 1e5)),
         trajectory=(word if word in TRAJECTORIES else "other") if word else None,
         lines=lines,
@@ -133,11 +133,11 @@ def format_header(header: Header) -> bytes:
         f"<kspace_encoding_step_1><minimum>0</minimum><maximum>{right - left - 1}</maximum>"
         f"<center>{encoded[1] // 2 - left}</center></kspace_encoding_step_1>"
     )
-    field, system = header.field_strength_t, ""
-    if field is not None:
-        strength = f"<systemFieldStrength_T>{field:.9g}</systemFieldStrength_T>"
+    tesla, system = header.field_strength_t, ""
+    if tesla is not None:
+        strength = f"<systemFieldStrength_T>{tesla:.9g}</systemFieldStrength_T>"
         system = f"<acquisitionSystemInformation>{strength}</acquisitionSystemInformation>"
-    hertz = round(field * _HZ_PER_TESLA) if field is not None else 123_200_000
+    hertz = round(tesla * _HZ_PER_TESLA) if tesla is not None else 123_200_000
     times = {
         "TR": header.repetition_times_ms,
         "TE": header.echo_times_ms,
@@ -189,7 +189,7 @@ def _conditions(root: object) -> tuple[float | None, list[tuple[float, ...] | No
             _collect(section, "", found, frozenset(_SYSTEM))
         elif _local(section.tag) == "sequenceParameters":
             _collect(section, "", found, frozenset(_TIMES))
-    field = _number(found, "systemFieldStrength_T", float)
+    tesla = _number(found, "systemFieldStrength_T", float)
     bandwidth = _number(found, "relativeReceiverNoiseBandwidth", float)
     times: list[tuple[float, ...] | None] = []
     for name in _TIMES:
@@ -197,7 +197,7 @@ def _conditions(root: object) -> tuple[float | None, list[tuple[float, ...] | No
         kept = tuple(value for value in values if value is not None and value >= 0)
         times.append(kept or None)
     return (
-        field if field is not None and 0 < field < 100 else None,
+        tesla if tesla is not None and 0 < tesla < 100 else None,
         times,
         "siemens" in found.get("systemVendor", [""])[0].lower(),
         bandwidth if bandwidth is not None and 0 < bandwidth <= 1 else None,

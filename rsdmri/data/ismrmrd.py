@@ -1,12 +1,13 @@
-"""Reading ISMRMRD (MRD) HDF5: group ``dataset`` with the header ``xml`` and the readouts ``data``. Files are not trusted.
+"""Reading ISMRMRD (MRD) HDF5: group ``dataset`` with the header ``xml`` and the readouts ``data``.
 
-h5py reads them rather than the ismrmrd package, so that the guards of `hdf5` hold and only what is needed is read: of
-each readout its flags, counters, sizes, position and directions, never its user fields or time stamps. Inati et al.
-2017, doi:10.1002/mrm.26089.
+Files are not trusted. h5py reads them rather than the ismrmrd package, so that the guards of `hdf5` hold and only what
+is needed is read: of each readout its flags, counters, sizes, position and directions, never its user fields or time
+stamps. Inati et al. 2017, doi:10.1002/mrm.26089.
 """
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import h5py
 import numpy as np
@@ -101,14 +102,16 @@ def _acquisitions(group: h5py.Group, where: str) -> h5py.Dataset:
     samples = data.dtype["data"] if data.dtype.names and "data" in data.dtype.names else None
     if samples is None or h5py.check_vlen_dtype(samples) != np.float32:
         raise InputError(f"{where}: 'data' does not hold readouts of float32 samples; write it with ISMRMRD's library")
-    head = data.dtype["head"] if "head" in data.dtype.names else np.dtype("u1")
+    head: Any = data.dtype["head"] if "head" in data.dtype.names else np.dtype([])
     for name in LINE.names or ():
         kind = head["idx"] if name in _COUNTERS and head.names and "idx" in head.names else head
         if not kind.names or name not in kind.names:
             raise InputError(f"{where}: its readouts have no field '{name}'; write it with ISMRMRD's library")
         wanted, got = LINE[name], kind[name]
         if got.base.kind not in ("f" if wanted.base.kind == "f" else "iu") or got.shape != wanted.shape:
-            raise InputError(f"{where}: field '{name}' of its readouts is {clean(got)}; write it with ISMRMRD's library")
+            raise InputError(
+                f"{where}: field '{name}' of its readouts is {clean(got)}; write it with ISMRMRD's library"
+            )
     data_lines = data.size if data.ndim else 0
     if not 0 < data_lines <= _MOST_LINES:
         raise InputError(f"{where}: holds {data_lines:,} readouts; expected 1 to {_MOST_LINES:,}")

@@ -56,7 +56,7 @@ def write_ismrmrd(path: PathLike, scan: Scan) -> None:
             f"{scan.name}: its readouts have holes, which ISMRMRD cannot hold; write it as fastMRI HDF5 or BART cfl"
         )
     header = _header(scan)
-    left, right = header.padding or (0, scan.kspace.shape[3])
+    left = header.padding[0] if header.padding is not None else 0
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         group = file.create_group("dataset")
         group.attrs["note"] = RESEARCH_ONLY

@@ -57,6 +57,8 @@ def place_slices(
         )
     except ValueError:  # a position that is not finite
         return None, ("where the slices lie is not known: positions or directions of the readouts are not finite",)
+    if conjugate:
+        return geometry, ("Siemens data have the other sign of the Fourier transform; directions reversed to fit",)
     return geometry, ()
 
 

@@ -165,12 +165,13 @@ def _order_slices(lines: np.ndarray) -> None:
 def _number(header: Any, *path: str | int) -> float | None:
     """The number at ``path`` in nested mappings and lists, None where there is none."""
     for key in path:
-        if isinstance(header, Mapping) and key in header:
-            header = header[key]
-        elif isinstance(header, list) and isinstance(key, int) and len(header) > key:
-            header = header[key]
+        if isinstance(header, Mapping):
+            inside = key in header
         else:
+            inside = isinstance(header, list) and isinstance(key, int) and len(header) > key
+        if not inside:
             return None
+        header = header[key]
     if isinstance(header, bool) or not isinstance(header, int | float | np.number):
         return None
     return float(header) if np.isfinite(float(header)) else None
@@ -197,7 +198,7 @@ def _protocol(measurement: Mapping[str, Any], lines: np.ndarray) -> tuple[Protoc
     columns = _positive(hdr, "Meas", "iRoFTLength")
     oversampling = _positive(hdr, "Meas", "flReadoutOSFactor") or _positive(hdr, "Dicom", "flReadoutOSFactor") or 1.0
     fits = counts[0] <= width and columns == measured
-    words = ()
+    words: tuple[str, ...] = ()
     if not fits:
         width, words = counts[0], ("the protocol does not describe the readouts (Pulseq?); their own matrix is used",)
     extra = [_number(hdr, "MeasYaps", "sKSpace", f"d{axis}OversamplingForDialog") or 0.0 for axis in ("Phase", "Slice")]

@@ -58,6 +58,13 @@ FLOORS = {
     "rsdmri.data.fastmri": 4,
     "rsdmri.data.fastmri_header": 4,
     "rsdmri.data.fastmri_write": 4,
+    "rsdmri.data.acquisitions": 4,
+    "rsdmri.data.grid": 4,
+    "rsdmri.data.placement": 4,
+    "rsdmri.data.cartesian": 4,
+    "rsdmri.data.ismrmrd": 4,
+    "rsdmri.data.ismrmrd_write": 4,
+    "rsdmri.data.twix": 4,
     "rsdmri.data.volumes": 4,
     "rsdmri.data.maps": 4,
     "rsdmri.data.anatomy": 4,
@@ -90,6 +97,8 @@ WRAPPED = {
     "cufinufft": {"rsdmri.physics.noncartesian"},
     "deepinv": {"rsdmri.physics.adapters"},
     "mrpro": {"rsdmri.physics.adapters"},
+    "ismrmrd": set(),
+    "twixtools": {"rsdmri.data.twix"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "random", "torchvision"}
 

@@ -1,23 +1,61 @@
-"""The ISMRMRD header of fastMRI files: a tolerant reader of the geometry fields and a writer.
+"""The ISMRMRD header, in fastMRI and ISMRMRD files: a tolerant reader of an allow-list of fields and a writer.
 
-Nothing but geometry is read: subject and study information never leave the file.
+Nothing but the encoding, the timing and the field strength is read: subject, study and measurement information never
+leave the file.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from rsdmri.data.scan import Header
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 LARGEST = 1_000_000  # bytes; fastMRI's headers have about 10,000
+TRAJECTORIES = ("cartesian", "epi", "radial", "goldenangle", "spiral", "other")
+_MOST_TIMES = 64
+_HZ_PER_TESLA = 42_577_478.5  # of protons
 
 
 class HeaderRefused(ValueError):
     """The header is dangerous: the file should not be trusted."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Range of an encoding counter and the value at which the centre of k-space was measured."""
+
+    minimum: int
+    maximum: int
+    center: int
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What places readouts of the first encoding on their grid; None where the header does not say."""
+
+    header: Header = field(default_factory=Header)
+    encoded_fov_mm: tuple[float, float, float] | None = None
+    trajectory: str | None = None
+    """One of ``TRAJECTORIES``."""
+    lines: Limits | None = None
+    """Of ``kspace_encode_step_1``."""
+    partitions: Limits | None = None
+    """Of ``kspace_encode_step_2``."""
+    siemens: bool = False
+    """Whether a Siemens scanner measured."""
+    noise_bandwidth: float | None = None
+    """Share of the bandwidth that the receiver's filter passes, relativeReceiverNoiseBandwidth."""
+
+
 def parse_header(text: bytes) -> tuple[Header, tuple[str, ...]]:
-    """Geometry of the first encoding and what could not be used, one line each.
+    """The `Header` of :func:`parse_protocol` and what could not be used, one line each."""
+    protocol, warnings = parse_protocol(text)
+    return protocol.header, warnings
+
+
+def parse_protocol(text: bytes) -> tuple[Protocol, tuple[str, ...]]:
+    """Geometry of the first encoding, timing, and what could not be used, one line each.
 
     padding_left = encoded.y // 2 - center; padding_right = padding_left + maximum + 1 (fastMRI, Zbontar et al. 2018).
 
@@ -34,20 +72,22 @@ def parse_header(text: bytes) -> tuple[Header, tuple[str, ...]]:
     except DefusedXmlException:
         raise HeaderRefused("declares a DTD or entities") from None
     except (ElementTree.ParseError, ValueError, LookupError):  # LookupError: an encoding that Python does not have
-        return Header(), ("header is not well-formed XML; using array sizes",)
+        return Protocol(), ("header is not well-formed XML; using array sizes",)
 
+    warnings: list[str] = []
+    tesla, times, siemens, bandwidth = _conditions(root)
     encoding = next((element for element in root.iter() if _local(element.tag) == "encoding"), None)
     if encoding is None:
-        return Header(), ("header has no encoding section; using array sizes",)
-    found: dict[str, str] = {}
+        header = Header(None, None, None, None, tesla, *times)
+        return Protocol(header), ("header has no encoding section; using array sizes",)
+    found: dict[str, list[str]] = {}
     _collect(encoding, "", found)
-    warnings: list[str] = []
 
     def triple(path: str, convert: Callable[[str], float], largest: float) -> tuple[float, ...] | None:
         names = [f"{path}/{axis}" for axis in "xyz"]
         if not any(name in found for name in names):
             return None
-        values = [_number(found.get(name), convert) for name in names]
+        values = [_number(found, name, convert) for name in names]
         if any(value is None or not 0 < value <= largest for value in values):
             warnings.append(f"header: {path} is not three positive numbers; ignored")
             return None
@@ -56,15 +96,24 @@ def parse_header(text: bytes) -> tuple[Header, tuple[str, ...]]:
     encoded = triple("encodedSpace/matrixSize", int, 1 << 16)
     recon = triple("reconSpace/matrixSize", int, 1 << 16)
     fov = triple("reconSpace/fieldOfView_mm", float, 1e5)
-    limits = "encodingLimits/kspace_encoding_step_1"
-    center, maximum = (_number(found.get(f"{limits}/{name}"), int) for name in ("center", "maximum"))
+    lines = _limits(found, "kspace_encoding_step_1")
     padding = None
-    if encoded is not None and center is not None and maximum is not None:
-        left = int(encoded[1]) // 2 - int(center)
-        padding = (left, left + int(maximum) + 1)
-    elif center is not None or maximum is not None or any(name.startswith(limits) for name in found):
+    if encoded is not None and lines is not None:
+        left = int(encoded[1]) // 2 - lines.center
+        padding = (left, left + lines.maximum + 1)
+    elif lines is None and any(name.startswith("encodingLimits/kspace_encoding_step_1") for name in found):
         warnings.append("header: encoding limits are incomplete; no padding assumed")
-    return Header(_ints(encoded), _ints(recon), _floats(fov), padding), tuple(warnings)
+    word = found.get("trajectory", [""])[0].lower()
+    protocol = Protocol(
+        header=Header(_ints(encoded), _ints(recon), _floats(fov), padding, tesla, *times),
+        encoded_fov_mm=_floats(triple("encodedSpace/fieldOfView_mm", float, 1e5)),
+        trajectory=(word if word in TRAJECTORIES else "other") if word else None,
+        lines=lines,
+        partitions=_limits(found, "kspace_encoding_step_2"),
+        siemens=siemens,
+        noise_bandwidth=bandwidth,
+    )
+    return protocol, tuple(warnings)
 
 
 def format_header(header: Header) -> bytes:
@@ -77,18 +126,31 @@ def format_header(header: Header) -> bytes:
         # The encoded field of view keeps the voxel size of the reconstructed one.
         sides = [side * n / m for side, n, m in zip(fov, matrix, recon, strict=True)]
         size = "".join(f"<{axis}>{n}</{axis}>" for axis, n in zip("xyz", matrix, strict=True))
-        extent = "".join(f"<{axis}>{side:.6g}</{axis}>" for axis, side in zip("xyz", sides, strict=True))
+        extent = "".join(f"<{axis}>{side:.9g}</{axis}>" for axis, side in zip("xyz", sides, strict=True))
         return f"<{name}><matrixSize>{size}</matrixSize><fieldOfView_mm>{extent}</fieldOfView_mm></{name}>"
 
     limits = (
         f"<kspace_encoding_step_1><minimum>0</minimum><maximum>{right - left - 1}</maximum>"
         f"<center>{encoded[1] // 2 - left}</center></kspace_encoding_step_1>"
     )
+    tesla, system = header.field_strength_t, ""
+    if tesla is not None:
+        strength = f"<systemFieldStrength_T>{tesla:.9g}</systemFieldStrength_T>"
+        system = f"<acquisitionSystemInformation>{strength}</acquisitionSystemInformation>"
+    hertz = round(tesla * _HZ_PER_TESLA) if tesla is not None else 123_200_000
+    times = {
+        "TR": header.repetition_times_ms,
+        "TE": header.echo_times_ms,
+        "TI": header.inversion_times_ms,
+        "flipAngle_deg": header.flip_angles_deg,
+    }
+    sequence = "".join(f"<{name}>{v:.9g}</{name}>" for name, values in times.items() for v in values or ())
     return (
-        f'<?xml version="1.0" encoding="utf-8"?>\n<ismrmrdHeader xmlns="{NAMESPACE}">'
-        "<experimentalConditions><H1resonanceFrequency_Hz>123200000</H1resonanceFrequency_Hz></experimentalConditions>"
+        f'<?xml version="1.0" encoding="utf-8"?>\n<ismrmrdHeader xmlns="{NAMESPACE}">{system}<experimentalConditions>'
+        f"<H1resonanceFrequency_Hz>{hertz}</H1resonanceFrequency_Hz></experimentalConditions>"
         f"<encoding>{space('encodedSpace', encoded)}{space('reconSpace', recon)}"
-        f"<encodingLimits>{limits}</encodingLimits><trajectory>cartesian</trajectory></encoding></ismrmrdHeader>\n"
+        f"<encodingLimits>{limits}</encodingLimits><trajectory>cartesian</trajectory></encoding>"
+        f"{f'<sequenceParameters>{sequence}</sequenceParameters>' if sequence else ''}</ismrmrdHeader>\n"
     ).encode()
 
 
@@ -97,28 +159,70 @@ def _local(tag: object) -> str:
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
 
-_ALLOWED = {"encodedSpace", "reconSpace", "matrixSize", "fieldOfView_mm", "encodingLimits", "kspace_encoding_step_1"}
-_LEAVES = {"x", "y", "z", "center", "maximum"}
+_ALLOWED = {
+    *("encodedSpace", "reconSpace", "matrixSize", "fieldOfView_mm"),
+    *("encodingLimits", "kspace_encoding_step_1", "kspace_encoding_step_2"),
+}
+_LEAVES = {"x", "y", "z", "minimum", "center", "maximum", "trajectory"}
+_SYSTEM = {"systemFieldStrength_T", "systemVendor", "relativeReceiverNoiseBandwidth"}
+_TIMES = ("TE", "TR", "TI", "flipAngle_deg")
 
 
-def _collect(element: object, path: str, found: dict[str, str]) -> None:
-    """Texts of the allowed leaves below ``element`` by path, the first one of each; at most three levels deep."""
+def _collect(element: object, path: str, found: dict[str, list[str]], leaves: frozenset[str] | None = None) -> None:
+    """Texts of the allowed leaves below ``element`` by path; at most three levels deep."""
     for child in element:  # type: ignore[attr-defined]
         name = _local(child.tag)
         here = f"{path}/{name}" if path else name
-        if name in _ALLOWED and path.count("/") < 2:
+        if leaves is None and name in _ALLOWED and path.count("/") < 2:
             _collect(child, here, found)
-        elif name in _LEAVES and child.text:
-            found.setdefault(here, child.text.strip()[:40])
+        elif name in (_LEAVES if leaves is None else leaves) and child.text:
+            texts = found.setdefault(here, [])
+            if len(texts) < _MOST_TIMES:
+                texts.append(child.text.strip()[:40])
 
 
-def _number(text: str | None, convert: Callable[[str], float]) -> float | None:
+def _conditions(root: object) -> tuple[float | None, list[tuple[float, ...] | None], bool, float | None]:
+    """Field strength, (TE, TR, TI, flip angles), whether the vendor is Siemens, noise bandwidth."""
+    found: dict[str, list[str]] = {}
+    for section in root:  # type: ignore[attr-defined]
+        if _local(section.tag) == "acquisitionSystemInformation":
+            _collect(section, "", found, frozenset(_SYSTEM))
+        elif _local(section.tag) == "sequenceParameters":
+            _collect(section, "", found, frozenset(_TIMES))
+    tesla = _number(found, "systemFieldStrength_T", float)
+    bandwidth = _number(found, "relativeReceiverNoiseBandwidth", float)
+    times: list[tuple[float, ...] | None] = []
+    for name in _TIMES:
+        values = [_value(text, float) for text in found.get(name, [])]
+        kept = tuple(value for value in values if value is not None and value >= 0)
+        times.append(kept or None)
+    return (
+        tesla if tesla is not None and 0 < tesla < 100 else None,
+        times,
+        "siemens" in found.get("systemVendor", [""])[0].lower(),
+        bandwidth if bandwidth is not None and 0 < bandwidth <= 1 else None,
+    )
+
+
+def _limits(found: dict[str, list[str]], name: str) -> Limits | None:
+    path = f"encodingLimits/{name}"
+    center, maximum = (_number(found, f"{path}/{end}", int) for end in ("center", "maximum"))
+    minimum = _number(found, f"{path}/minimum", int)
+    return None if center is None or maximum is None else Limits(int(minimum or 0), int(maximum), int(center))
+
+
+def _number(found: dict[str, list[str]], path: str, convert: Callable[[str], float]) -> float | None:
+    """The first text at ``path`` as a number, None if it is not one."""
+    return _value(found[path][0], convert) if path in found else None
+
+
+def _value(text: str, convert: Callable[[str], float]) -> float | None:
     """``text`` as a finite number of modest size, None if it is not one."""
     try:
-        value = convert(text) if text is not None else None
+        value = convert(text)
     except ValueError:
         return None
-    return value if value is not None and math.isfinite(value) and abs(value) < 1e9 else None
+    return value if math.isfinite(value) and abs(value) < 1e9 else None
 
 
 def _ints(values: tuple[float, ...] | None) -> tuple[int, int, int] | None:

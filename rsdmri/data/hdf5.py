@@ -74,20 +74,39 @@ def _explain(error: Exception) -> str:
     return f"damaged or unsupported HDF5 ({clean(text, 100)}); download or copy it again"
 
 
-def get_dataset(file: h5py.File, name: str, where: str) -> h5py.Dataset | None:
-    """The plain data set called ``name`` at the top of ``file``, None if there is none.
+def get_group(file: h5py.File, name: str, where: str) -> h5py.Group | None:
+    """The group called ``name`` at the top of ``file``, None if there is none.
 
     Raises:
-        InputError: it is a soft or external link, a group, external or virtual storage, needs a filter that is not
-            installed, or declares far more bytes than are stored.
+        InputError: it is a soft or external link, or no group.
     """
-    link = file.get(name, getlink=True)
+    found = _hard_linked(file, name, where)
+    if found is not None and not isinstance(found, h5py.Group):
+        raise InputError(f"{where}: '{name}' is an array, not a group; give an ISMRMRD file")
+    return found
+
+
+def _hard_linked(parent: h5py.Group, name: str, where: str) -> h5py.Group | h5py.Dataset | h5py.Datatype | None:
+    """What lies at ``name`` in ``parent`` itself, None if nothing does; `InputError` for links."""
+    link = parent.get(name, getlink=True)
     if link is None:
         return None
     if not isinstance(link, h5py.HardLink):
         kind = "an external link to another file" if isinstance(link, h5py.ExternalLink) else "a soft link"
         raise InputError(f"{where}: '{name}' is {kind}, which is refused; store the data themselves in the file")
-    found = file[name]
+    return parent[name]
+
+
+def get_dataset(file: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
+    """The plain data set called ``name`` in ``file``, a file or group, None if there is none.
+
+    Raises:
+        InputError: it is a soft or external link, a group, external or virtual storage, needs a filter that is not
+            installed, or declares far more bytes than are stored.
+    """
+    found = _hard_linked(file, name, where)
+    if found is None:
+        return None
     if not isinstance(found, h5py.Dataset):
         raise InputError(f"{where}: '{name}' is a {type(found).__name__.lower()}, not an array; store it as a data set")
     if found.external:
@@ -114,7 +133,7 @@ def get_dataset(file: h5py.File, name: str, where: str) -> h5py.Dataset | None:
     return found
 
 
-def top_names(file: h5py.File, limit: int = 8) -> str:
+def top_names(file: h5py.Group, limit: int = 8) -> str:
     """Names at the top of ``file``, cleaned, for a message."""
     names: list[str] = []
     for name in file:

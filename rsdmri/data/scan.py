@@ -22,6 +22,12 @@ class Header:
     """Reconstructed field of view (x, y, z) in mm."""
     padding: tuple[int, int] | None = None
     """(left, right): phase-encode columns outside [left, right) were never acquired."""
+    field_strength_t: float | None = None
+    """Of the main magnetic field, tesla."""
+    echo_times_ms: tuple[float, ...] | None = None
+    repetition_times_ms: tuple[float, ...] | None = None
+    inversion_times_ms: tuple[float, ...] | None = None
+    flip_angles_deg: tuple[float, ...] | None = None
 
 
 Vector = tuple[float, float, float]

@@ -89,7 +89,7 @@ def read_variable(
 def chosen_frame(where: str, count: int, frame: int | None, what: str = "frame") -> tuple[int, tuple[str, ...]]:
     """Which of ``count`` frames to read, and a warning that names the rest where none was asked for."""
     if frame is not None and not 0 <= frame < count:
-        raise InputError(f"{where}: --frame {frame}: has {what}s 0 to {count - 1}")
+        raise InputError(f"{where}: --frame {frame}: expected {what} 0 to {count - 1}")
     if frame is None and count > 1:
         return 0, (f"{what} 0 of {count} read; the others with --frame 1 to {count - 1}",)
     return frame or 0, ()

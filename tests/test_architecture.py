@@ -45,6 +45,7 @@ FLOORS = {
     "rsdmri.physics.noncartesian": 2,
     "rsdmri.physics.adapters": 2,
     "rsdmri.physics.volume": 2,
+    "rsdmri.physics.emulation": 1,
     "rsdmri.physics.prepare": 3,
     "rsdmri.diffusion.denoiser": 3,
     "rsdmri.diffusion.objectives": 3,

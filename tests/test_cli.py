@@ -18,7 +18,7 @@ from rsdmri import cli
 from rsdmri.data.manifest import read_manifest
 from rsdmri.workflows.run_folder import RunFolder
 
-COMMANDS = ("simulate", "train", "sample", "reconstruct", "evaluate", "inspect", "doctor", "demo")
+COMMANDS = ("simulate", "train", "sample", "reconstruct", "evaluate", "inspect", "convert", "doctor", "demo")
 
 
 @pytest.fixture

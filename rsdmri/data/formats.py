@@ -9,7 +9,7 @@ from rsdmri.data.array_files import NUMPY, ZIP, is_mat5, is_matlab_hdf5, open_ar
 from rsdmri.data.arrays import read_arrays
 from rsdmri.data.bart import TITLE, pair_base, read_bart
 from rsdmri.data.fastmri import read_scan
-from rsdmri.data.hdf5 import PathLike, open_hdf5
+from rsdmri.data.hdf5 import PathLike, open_hdf5, shown
 from rsdmri.data.layouts import is_cmrxrecon, is_skm_tea, read_cmrxrecon, read_skm_tea
 from rsdmri.data.plain_files import file_errors, first_bytes
 from rsdmri.data.scan import Scan
@@ -42,7 +42,11 @@ def read_any(path: PathLike, *, variable: str | None = None, axes: str | None = 
     Raises:
         InputError: one line on a file that is missing, damaged, hostile or of no format, with what to do.
     """
-    kind = Format.arrays if variable is not None or axes is not None else detect_format(path)
+    kind = detect_format(path)
+    if variable is not None or axes is not None:
+        if kind in (Format.bart, Format.ismrmrd, Format.twix):
+            raise InputError(f"{shown(path)}: {kind} says itself what it holds; leave --variable and --axes out")
+        kind = Format.arrays
     if frame is not None and kind not in (Format.arrays, Format.cmrxrecon, Format.skm_tea):
         raise InputError(f"--frame {frame}: {kind} files are read whole; leave it out")
     match kind:

@@ -135,6 +135,6 @@ def _mask(
     if not np.isin(values, (0, 1)).all():
         raise InputError(f"{where}: mask '{clean(name, 30)}' holds values other than 0 and 1; use another")
     padded = np.zeros(shape, bool)
-    top, left = ((n - m) // 2 for n, m in zip(shape, values.shape, strict=True))
+    top, left = (n // 2 - m // 2 for n, m in zip(shape, values.shape, strict=True))
     padded[top : top + values.shape[0], left : left + values.shape[1]] = values
     return padded, ()

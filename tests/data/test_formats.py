@@ -156,6 +156,9 @@ def test_options_choose(tmp_path):
     np.testing.assert_array_equal(scan.kspace[0], kspace[1].transpose(2, 0, 1))
     with pytest.raises(InputError, match="--frame 1: fastMRI HDF5 files are read whole"):
         read_any(tmp_path / "a.h5", frame=1)
+    write_cfl(tmp_path / "c.cfl", KSPACE)
+    with pytest.raises(InputError, match=r"c\.cfl: BART cfl says itself what it holds"):
+        read_any(tmp_path / "c.cfl", axes="coil y x")
     skm_tea(tmp_path / "b.h5")
     assert read_any(tmp_path / "b.h5", frame=1).kspace.shape == (2, 3, 12, 10)
 

@@ -36,8 +36,8 @@ def single_coil_weights(images: Tensor) -> Tensor:
 
     pixels = (images / size).movedim(1, 0).flatten(1)
     wanted = (target / size).flatten()
-    gram = (pixels.conj() @ pixels.mT).to(torch.complex128)
-    right = (pixels.conj() @ wanted.to(pixels.dtype)).to(torch.complex128)
+    gram = (pixels @ pixels.mH).conj().to(torch.complex128)
+    right = (pixels @ wanted.to(pixels.dtype)).conj().to(torch.complex128)
     start = torch.linalg.lstsq(gram, right, driver="gelsd").solution.numpy()
     found = minimize(misfit, np.concatenate([start.real, start.imag]), (pixels, wanted), "L-BFGS-B", jac=True)
     real, imaginary = np.split(found.x, 2)
@@ -59,6 +59,6 @@ def misfit(
     magnitude = combined.abs()
     difference = magnitude.sqrt() - wanted.sqrt()
     slope = torch.where(magnitude > 0, difference * magnitude.clamp(min=1e-30) ** -1.5, 0)
-    gradient = (pixels.conj() @ (slope * combined)).to(torch.complex128).numpy()
+    gradient = (pixels @ (slope * combined).conj()).conj().to(torch.complex128).numpy()
     value = float(difference.to(torch.float64).square().sum())
     return value, np.concatenate([gradient.real, gradient.imag])

@@ -32,6 +32,7 @@ CMRXRECON = (*(f"kspace_{each}" for each in _FACTORS), "kus", "kspace", *(f"kspa
 def is_cmrxrecon(variable: Variable) -> bool:
     """Whether an array of a MATLAB file has a name and the number of axes of CMRxRecon's k-space."""
     axes = (3, 4) if variable.name.startswith("kspace_single") else (4, 5)
+    axes = (5,) if variable.name == "kspace" else axes  # a name that others use too
     return variable.matlab and variable.is_complex and variable.name in CMRXRECON and len(variable.shape) in axes
 
 
@@ -52,7 +53,7 @@ def read_cmrxrecon(path: PathLike, *, frame: int | None = None) -> Scan:
             raise InputError(f"{where}: no k-space of CMRxRecon; it holds {listed}; give the file with kspace_full")
         single = chosen.name.startswith("kspace_single")
         names = ("y", "x", "slice", "frame") if single else ("y", "x", "coil", "slice", "frame")
-        note = f"CMRxRecon layout: kx of '{chosen.name}' is the readout"
+        note = f"CMRxRecon layout: kx of '{chosen.name}' is the readout; if not, name the axes with --axes"
         return read_variable(where, chosen, names[: len(chosen.shape)], frame, name=safe_stem(path), notes=(note,))
 
 

@@ -59,6 +59,6 @@ def misfit(
     magnitude = combined.abs()
     difference = magnitude.sqrt() - wanted.sqrt()
     slope = torch.where(magnitude > 0, difference * magnitude.clamp(min=1e-30) ** -1.5, 0)
-    gradient = (pixels @ (slope * combined).conj()).conj().to(torch.complex128).numpy()
+    gradient = (pixels @ (slope * combined).conj()).to(torch.complex128).numpy().conj()
     value = float(difference.to(torch.float64).square().sum())
     return value, np.concatenate([gradient.real, gradient.imag])

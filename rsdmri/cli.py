@@ -186,13 +186,13 @@ def reconstruct(
         out,
         method=method.value,
         prior=prior,
+        reading={"variable": variable, "axes": axes, "frame": frame},
         acceleration=acceleration,
         samples=samples,
         seed=seed,
         device=device,
         maps=maps,
         calibration=calibration,
-        reading={"variable": variable, "axes": axes, "frame": frame},
         say=typer.echo,
     )
     failed = [row["error"] for row in rows if row.get("error")]

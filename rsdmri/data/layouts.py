@@ -31,8 +31,8 @@ CMRXRECON = (*(f"kspace_{each}" for each in _FACTORS), "kus", "kspace", *(f"kspa
 
 def is_cmrxrecon(variable: Variable) -> bool:
     """Whether an array of a MATLAB file has a name and the number of axes of CMRxRecon's k-space."""
-    axes = (3, 4) if variable.name.startswith("kspace_single") else (4, 5)
-    axes = (5,) if variable.name == "kspace" else axes  # a name that others use too
+    fewest = 5 if variable.name == "kspace" else 4  # a name that others use too
+    axes = (3, 4) if variable.name.startswith("kspace_single") else range(fewest, 6)
     return variable.matlab and variable.is_complex and variable.name in CMRXRECON and len(variable.shape) in axes
 
 

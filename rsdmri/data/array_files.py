@@ -182,8 +182,7 @@ def complex_pair(dtype: np.dtype) -> np.dtype | None:
 
 def _hdf5_reader(data: h5py.Dataset, where: str, name: str, matlab: bool) -> Callable[[Selection], np.ndarray]:
     def read(chosen: Selection) -> np.ndarray:
-        if data.id.get_storage_size() == 0:
-            raise InputError(f"{where}: '{clean(name)}' was declared but never written; write the data again")
+        refuse_unwritten(data, where, name)
         try:
             block = np.asarray(data[chosen[::-1] if matlab else chosen])
         except (OSError, RuntimeError):
@@ -199,6 +198,14 @@ def _hdf5_reader(data: h5py.Dataset, where: str, name: str, matlab: bool) -> Cal
         return block.T if matlab else block
 
     return read
+
+
+def refuse_unwritten(data: h5py.Dataset, where: str, name: str) -> None:
+    """`InputError` for a data set that was never written, or declares far more than is stored."""
+    stored = data.id.get_storage_size()
+    if stored == 0:
+        raise InputError(f"{where}: '{clean(name)}' was declared but never written; write the data again")
+    refuse_packed_bomb(where, name, data.size * data.dtype.itemsize, stored)
 
 
 def _plain_names(file: h5py.File) -> list[str]:

@@ -16,7 +16,7 @@ M4Raw (https://github.com/mylyu/M4Raw, M4Raw_tutorial.ipynb): HDF5 with ``kspace
 import h5py
 import numpy as np
 
-from rsdmri.data.array_files import Variable, open_arrays
+from rsdmri.data.array_files import Variable, open_arrays, refuse_unwritten
 from rsdmri.data.arrays import chosen_frame, read_variable
 from rsdmri.data.cartesian import cartesian_scan, check_sizes
 from rsdmri.data.hdf5 import PathLike, clean, get_dataset, open_hdf5, shown
@@ -85,8 +85,7 @@ def read_skm_tea(
         if data is None or not is_skm_tea(file):
             raise InputError(f"{where}: no 'kspace' (x, ky, kz, echo, coil) with maps, masks or target as in SKM-TEA")
         check_sizes(where, data.shape[0], data.shape[4], data.shape[1], data.shape[2])
-        if data.id.get_storage_size() == 0:
-            raise InputError(f"{where}: k-space {data.shape} was declared but never written; write the data again")
+        refuse_unwritten(data, where, "kspace")
         chosen = range(data.shape[0])[slices if slices is not None else slice(None)]
         if not chosen:
             raise InputError(f"{where}: none of its {data.shape[0]} slices chosen; check the slice range")

@@ -386,6 +386,13 @@ def mat73_bomb(path):
     return "not a plausible scan"
 
 
+def mat73_written_in_part(path):
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("k", (4, 4, 2048, 2048), "c8", chunks=(1, 1, 64, 64))
+        made[0, 0, :64, :64] = 1
+    return "declares 536,870,912 bytes but stores 32,768; not a plausible scan"
+
+
 def mat73_references(path):
     with h5py.File(path, "w") as file:
         file["x"] = np.ones(3)
@@ -416,7 +423,7 @@ BAD = [
     *(npy_bomb, npz_bomb, npz_of_zeros, npz_of_objects, npz_cut, npz_with_flipped_bytes, npz_with_a_broken_header),
     *(mat_cut, mat_with_flipped_bytes, mat_struct, mat_chosen_struct, mat_of_zeros, mat_of_more_than_declared),
     *(mat_of_less_than_declared, mat_of_negative_size, mat_twice, mat_of_nan, mat73_linked, mat73_virtual),
-    *(mat73_never_written, mat73_bomb, mat73_references, text, empty, folder, missing),
+    *(mat73_never_written, mat73_written_in_part, mat73_bomb, mat73_references, text, empty, folder, missing),
 ]
 
 

@@ -131,11 +131,11 @@ def _npz_variables(path: PathLike, where: str) -> list[Variable]:
                     "save it again"
                 )
             refuse_packed_bomb(where, member.filename, member.file_size, member.compress_size)
-            found.append(_plain(member.filename[:-4], shape, dtype, _npz_reader(path, where, member.filename)))
+            found.append(_plain(member.filename[:-4], shape, dtype, _npz_reader(path, where, member)))
     return found
 
 
-def _npz_reader(path: PathLike, where: str, member: str) -> Callable[[Selection], np.ndarray]:
+def _npz_reader(path: PathLike, where: str, member: zipfile.ZipInfo) -> Callable[[Selection], np.ndarray]:
     def read(chosen: Selection) -> np.ndarray:
         with _damage(where), zipfile.ZipFile(path) as archive, archive.open(member) as stream:
             values: np.ndarray = np.lib.format.read_array(stream)

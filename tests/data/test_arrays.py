@@ -262,6 +262,15 @@ def npz_of_objects(path):
     return "no complex array of 3 to 5 axes; it holds k object 2x2x2"
 
 
+def npz_of_one_name_twice(path):
+    good, bad = npy_bytes((2, 2, 2), data=bytes(64)), npy_bytes((1 << 20, 1 << 10, 8), data=bytes(64))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("k.npy", good)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("k.npy", bad)
+    return "'k.npy' declares"
+
+
 def npz_cut(path):
     np.savez(path, k=KSPACE)
     os.truncate(path, path.stat().st_size - 30)
@@ -420,7 +429,16 @@ def missing(path):
 
 
 BAD = [
-    *(npy_bomb, npz_bomb, npz_of_zeros, npz_of_objects, npz_cut, npz_with_flipped_bytes, npz_with_a_broken_header),
+    *(
+        npy_bomb,
+        npz_bomb,
+        npz_of_one_name_twice,
+        npz_of_zeros,
+        npz_of_objects,
+        npz_cut,
+        npz_with_flipped_bytes,
+        npz_with_a_broken_header,
+    ),
     *(mat_cut, mat_with_flipped_bytes, mat_struct, mat_chosen_struct, mat_of_zeros, mat_of_more_than_declared),
     *(mat_of_less_than_declared, mat_of_negative_size, mat_twice, mat_of_nan, mat73_linked, mat73_virtual),
     *(mat73_never_written, mat73_written_in_part, mat73_bomb, mat73_references, text, empty, folder, missing),

@@ -177,6 +177,28 @@ def test_a_bad_scan_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
 
 
+def test_personal_data_stay_behind(tmp_path):
+    planted = ("DOE^JOHN", "19600101", "MRN0042")
+    xml = (
+        "<ismrmrdHeader><subjectInformation><patientName>DOE^JOHN</patientName><patientID>MRN0042</patientID>"
+        "<patientBirthdate>19600101</patientBirthdate></subjectInformation><encoding><encodedSpace><matrixSize>"
+        "<x>16</x><y>12</y><z>1</z></matrixSize></encodedSpace></encoding></ismrmrdHeader>"
+    )
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["kspace"], file["ismrmrd_header"], file["comment"] = draw(2, 3, 16, 12), np.bytes_(xml), planted[0]
+        file.attrs.update(patient_id=planted[2], acquisition=planted[0], birth=planted[1])
+    scipy.io.savemat(tmp_path / "a.mat", {"k": draw(16, 12, 3), "patient": list(planted)})
+    said = []
+    for source in ("a.h5", "a.mat"):
+        for out in ("b.h5", "b.cfl"):
+            convert(tmp_path / source, tmp_path / out, force=True, say=said.append)
+            written = b"".join(
+                (tmp_path / name).read_bytes() for name in ("b.h5", "b.cfl", "b.hdr") if (tmp_path / name).exists()
+            )
+            assert not any(secret.encode() in written for secret in planted)
+    assert not any(secret in " ".join(said) for secret in planted)
+
+
 # Emulated single coil
 
 

@@ -53,7 +53,7 @@ FLOORS = {
     "rsdmri.distillation.*": 4,
     "rsdmri.data.hdf5": 4,
     "rsdmri.data.plain_files": 4,
-    "rsdmri.data.cartesian": 4,
+    "rsdmri.data.kspace": 4,
     "rsdmri.data.bart": 4,
     "rsdmri.data.matlab": 4,
     "rsdmri.data.array_files": 4,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rsdmri.data.cartesian import cartesian_scan, check_sizes, volume_slices
 from rsdmri.data.hdf5 import PathLike, clean
+from rsdmri.data.kspace import cartesian_scan, check_sizes, volume_slices
 from rsdmri.data.plain_files import file_errors
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError

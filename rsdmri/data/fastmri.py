@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from rsdmri.data.cartesian import LONGEST_SIDE, acquired_only, check_sizes, slice_notes
 from rsdmri.data.fastmri_header import LARGEST, HeaderRefused, parse_header
 from rsdmri.data.fastmri_write import write_reconstruction, write_scan
 from rsdmri.data.hdf5 import PathLike, clean, get_dataset, open_hdf5, shown, top_names
+from rsdmri.data.kspace import LONGEST_SIDE, acquired_only, check_sizes, slice_notes
 from rsdmri.data.sampling import settle_sampling
 from rsdmri.data.scan import Header, Scan
 from rsdmri.errors import InputError

@@ -18,8 +18,8 @@ import numpy as np
 
 from rsdmri.data.array_files import Variable, open_arrays, refuse_unwritten
 from rsdmri.data.arrays import chosen_frame, read_variable
-from rsdmri.data.cartesian import cartesian_scan, check_sizes
 from rsdmri.data.hdf5 import PathLike, clean, get_dataset, open_hdf5, shown
+from rsdmri.data.kspace import cartesian_scan, check_sizes
 from rsdmri.data.plain_files import file_errors
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError

@@ -53,6 +53,11 @@ class Contrast(StrEnum):
 
 Device = Annotated[str, typer.Option(help="auto, cpu, or another torch device")]
 Seed = Annotated[int, typer.Option(help="seed of everything random")]
+Variable = Annotated[
+    str | None, typer.Option(help="array that holds the k-space, for NumPy, MATLAB, HDF5 [the only one]")
+]
+Axes = Annotated[str | None, typer.Option(help="names of its axes, such as 'y x coil slice' [guessed]")]
+Frame = Annotated[int | None, typer.Option(help="time frame, echo or repetition to read [0]")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -160,7 +165,7 @@ def sample(
 
 @app.command()
 def reconstruct(
-    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="fastMRI-style HDF5 files")],
+    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="files of any format, see convert")],
     method: Annotated[Method, typer.Option(help="reconstruction method")] = Method.rsd,
     prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
     acceleration: Annotated[float | None, typer.Option(help="undersample a fully sampled scan at R, and score")] = None,
@@ -169,6 +174,9 @@ def reconstruct(
     calibration: Annotated[Path | None, typer.Option(help="separate calibration scan for the coil maps")] = None,
     map_sets: Annotated[int, typer.Option(help="2: for objects wider than the field of view")] = 1,
     out: Annotated[Path, typer.Option(help="output folder")] = Path("recon"),
+    variable: Variable = None,
+    axes: Axes = None,
+    frame: Frame = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -180,6 +188,7 @@ def reconstruct(
         out,
         method=method.value,
         prior=prior,
+        reading={"variable": variable, "axes": axes, "frame": frame},
         acceleration=acceleration,
         samples=samples,
         seed=seed,
@@ -211,16 +220,41 @@ def evaluate(
 
 @app.command()
 def inspect(
-    scan: Annotated[Path, typer.Argument(help="fastMRI-style HDF5 file")],
+    scan: Annotated[Path, typer.Argument(help="file of any format, see convert")],
     png: Annotated[Path | None, typer.Option(help="write a thumbnail with the sampling pattern")] = None,
+    variable: Variable = None,
+    axes: Axes = None,
+    frame: Frame = None,
 ) -> None:
     """Describe a scan. Dimensions, coils, geometry, sampling, noise, warnings."""
     from rsdmri.workflows.inspect_scan import inspect_scan
 
-    rows = inspect_scan(scan, png)
+    rows = inspect_scan(scan, png, variable=variable, axes=axes, frame=frame)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         typer.echo(f"{name:<{width}}  {value}")
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="fastMRI, ISMRMRD, BART, NumPy, MATLAB, CMRxRecon, SKM-TEA or twix file"),
+    ],
+    out: Annotated[Path, typer.Argument(help="fastMRI .h5, ISMRMRD .mrd or .ismrmrd.h5, BART .cfl")],
+    emulate_singlecoil: Annotated[
+        bool, typer.Option("--emulate-singlecoil", help="combine the coils into one, as fastMRI's single-coil data")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite OUT")] = False,
+    variable: Variable = None,
+    axes: Axes = None,
+    frame: Frame = None,
+) -> None:
+    """Convert a scan to another format. Says what that cannot hold."""
+    from rsdmri.workflows.convert import convert as run
+
+    reading = {"variable": variable, "axes": axes, "frame": frame}
+    run(source, out, emulate_single_coil=emulate_singlecoil, force=force, reading=reading, say=typer.echo)
 
 
 @app.command()

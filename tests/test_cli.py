@@ -18,7 +18,7 @@ from rsdmri import cli
 from rsdmri.data.manifest import read_manifest
 from rsdmri.workflows.run_folder import RunFolder
 
-COMMANDS = ("simulate", "train", "sample", "reconstruct", "evaluate", "inspect", "doctor", "demo")
+COMMANDS = ("simulate", "train", "sample", "reconstruct", "evaluate", "inspect", "convert", "doctor", "demo")
 
 
 @pytest.fixture
@@ -260,7 +260,8 @@ OPTIONS = {
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--steps": 18, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None},
     "evaluate": {"--out": None},
-    "inspect": {"--png": None},
+    "inspect": {"--png": None, "--variable": None, "--axes": None, "--frame": None},
+    "convert": {"--emulate-singlecoil": None, "--force": None, "--variable": None, "--axes": None, "--frame": None},
     "demo": {"--quick": None},
     "doctor": {},
 }  # fmt: skip

@@ -5,7 +5,7 @@ Optional: ``mask`` (x,), (1, x) or (y, x); ``ismrmrd_header``; ``reconstruction_
 The attributes ``max``, ``norm`` and ``patient_id`` are never read: the first two tell of unacquired data.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import h5py
@@ -14,6 +14,7 @@ import numpy as np
 from rsdmri.data.fastmri_header import LARGEST, HeaderRefused, parse_header
 from rsdmri.data.fastmri_write import write_reconstruction, write_scan
 from rsdmri.data.hdf5 import PathLike, clean, get_dataset, open_hdf5, shown, top_names
+from rsdmri.data.kspace import LONGEST_SIDE, acquired_only, check_sizes, slice_notes
 from rsdmri.data.sampling import settle_sampling
 from rsdmri.data.scan import Header, Scan
 from rsdmri.errors import InputError
@@ -26,7 +27,6 @@ ACQUISITIONS = (
     *("CORPD_FBK", "CORPDFS_FBK", "AXT1", "AXT1PRE", "AXT1POST", "AXT2", "AXFLAIR"),  # fastMRI
     "AXPD",  # simulated
 )
-_MOST_SLICES, _MOST_COILS, _LONGEST_SIDE, _SLICE_BYTES = 2048, 256, 4096, 4 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def read_scan(path: PathLike, *, slices: slice | None = None, allow_unmasked: bo
             _refuse_contradiction(where, kspace, given)
         target, target_source, notes = _read_target(file, source, chosen, shape.prospective)
     for position, index in enumerate(chosen):
-        kspace[position] = _acquired_only(kspace[position], shape.mask, where, index)
+        kspace[position] = acquired_only(kspace[position], shape.mask, where, index)
     return Scan(
         name=shape.name,
         kspace=kspace,
@@ -108,7 +108,7 @@ def read_scan(path: PathLike, *, slices: slice | None = None, allow_unmasked: bo
         target=target,
         target_source=target_source,
         header=shape.header,
-        warnings=shape.warnings + notes + _slice_notes(kspace, chosen, shape.mask),
+        warnings=shape.warnings + notes + slice_notes(kspace, chosen, shape.mask),
     )
 
 
@@ -136,7 +136,7 @@ def read_acquired(path: PathLike, index: int, mask: np.ndarray) -> np.ndarray:
                 f"{where}: mask {mask.dtype} {mask.shape} does not fit k-space {(kspace.y, kspace.x)}; "
                 f"expected bool ({kspace.x},) or {(kspace.y, kspace.x)}"
             )
-        return _acquired_only(kspace.read(index), mask, where, index)
+        return acquired_only(kspace.read(index), mask, where, index)
 
 
 class _Kspace:
@@ -161,16 +161,7 @@ class _Kspace:
             )
         self.single = len(axes) == 3
         self.slices, self.coils, self.y, self.x = (axes[0], 1, *axes[1:]) if self.single else axes
-        for size, most, what in (
-            (self.slices, _MOST_SLICES, "slices"),
-            (self.coils, _MOST_COILS, "coils"),
-            (self.y, _LONGEST_SIDE, "readout samples"),
-            (self.x, _LONGEST_SIDE, "phase-encode lines"),
-        ):
-            if not 0 < size <= most:
-                raise InputError(f"{where}: k-space has {size:,} {what}; expected 1 to {most:,}")
-        if self.coils * self.y * self.x * 8 > _SLICE_BYTES:
-            raise InputError(f"{where}: one slice takes more than {_SLICE_BYTES >> 30} GiB; compress the coils first")
+        check_sizes(where, self.slices, self.coils, self.y, self.x)
         if found.id.get_storage_size() == 0:
             raise InputError(f"{where}: k-space {axes} was declared but never written; write the data again")
 
@@ -266,36 +257,6 @@ def _refuse_contradiction(where: str, kspace: np.ndarray, mask: np.ndarray) -> N
         )
 
 
-def _acquired_only(block: np.ndarray, mask: np.ndarray, where: str, index: int) -> np.ndarray:
-    """``where(mask, block, 0)`` of one slice, refusing NaN and infinity under the mask."""
-    result = np.zeros_like(block)
-    np.copyto(result, block, where=mask)
-    bad = int((~np.isfinite(result)).sum())
-    if bad:
-        raise InputError(
-            f"{where}: {bad:,} acquired samples of slice {index} are NaN or infinite; "
-            "repair the file, or give it a mask that is 0 there"
-        )
-    return result
-
-
-def _slice_notes(kspace: np.ndarray, chosen: Sequence[int], mask: np.ndarray) -> tuple[str, ...]:
-    """Warnings about slices that hold less than the rest."""
-    lines = np.stack([(block != 0).any((0, 1)) for block in kspace])
-    blank = [str(index) for index, acquired in zip(chosen, lines, strict=True) if not acquired.any()]
-    short = [
-        str(index)
-        for index, acquired in zip(chosen, lines, strict=True)
-        if acquired.any() and (mask.any(0) & ~acquired).any()
-    ]
-    notes = []
-    if blank:
-        notes.append(f"slices without any signal: {clean(', '.join(blank))}")
-    if short:
-        notes.append(f"slices with fewer acquired lines than the scan: {clean(', '.join(short))}")
-    return tuple(notes)
-
-
 def _read_header(file: h5py.File, kspace: _Kspace) -> tuple[Header | None, tuple[str, ...]]:
     found = get_dataset(file, "ismrmrd_header", kspace.where)
     if found is None:
@@ -322,7 +283,7 @@ def _target_data(file: h5py.File, kspace: _Kspace) -> tuple[str, h5py.Dataset | 
         if found is None:
             continue
         fits = found.ndim == 3 and found.shape[0] == kspace.slices and found.dtype.kind == "f"
-        if not fits or not all(0 < side <= _LONGEST_SIDE for side in found.shape[1:]):
+        if not fits or not all(0 < side <= LONGEST_SIDE for side in found.shape[1:]):
             return (
                 name,
                 None,

@@ -37,6 +37,7 @@ def write_scan(
     kspace: np.ndarray,
     *,
     target: np.ndarray | None = None,
+    emulated: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     header: Header | None = None,
     attrs: Mapping[str, object] | None = None,
@@ -47,6 +48,7 @@ def write_scan(
         path: file to write, replaced atomically.
         kspace: (slice, coil, y, x), or (slice, y, x) single-coil; written as complex64.
         target: (slice, h, w), written as ``reconstruction_rss``.
+        emulated: (slice, h, w) image of an emulated coil, written as ``reconstruction_esc``.
         mask: acquired positions, (x,) or (y, x); written as 0 and 1.
         header: geometry, written as ``ismrmrd_header``.
         attrs: file attributes such as ``acquisition``; the research-only note is always added.
@@ -58,6 +60,8 @@ def write_scan(
         arrays["ismrmrd_header"] = np.bytes_(format_header(header))
     if target is not None:
         arrays["reconstruction_rss"] = np.asarray(target, np.float32)
+    if emulated is not None:
+        arrays["reconstruction_esc"] = np.asarray(emulated, np.float32)
     if mask is not None:
         arrays["mask"] = np.asarray(mask, bool).astype(np.uint8)
     _write(path, arrays, attrs)

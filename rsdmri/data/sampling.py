@@ -23,6 +23,7 @@ class Sampling:
     warnings: tuple[str, ...]
 
 
+@np.errstate(invalid="ignore")  # signalling NaN are compared
 def settle_sampling(
     where: str,
     shape: tuple[int, int],

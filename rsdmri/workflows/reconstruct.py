@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.data.dataset import MaskLaw
-from rsdmri.data.fastmri import read_scan
+from rsdmri.data.formats import read_any
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
 from rsdmri.metrics.image import evaluate_volume
@@ -68,9 +68,18 @@ class Reconstruction:
         return f"Reconstruction({self.name!r}, {self.attrs['method']}, {shape}, scores={self.scores})"
 
 
-def load_scan(path: str | os.PathLike[str]) -> Scan:
-    """Read a scan from a fastMRI-style HDF5 file; `InputError` says in one line what is wrong with it."""
-    return read_scan(path)
+def load_scan(
+    path: str | os.PathLike[str], *, variable: str | None = None, axes: str | None = None, frame: int | None = None
+) -> Scan:
+    """Read a scan from a file of any format; `InputError` says in one line what is wrong with it.
+
+    Args:
+        path: fastMRI, ISMRMRD, BART, NumPy, MATLAB, CMRxRecon, SKM-TEA or Siemens twix; its content says which.
+        variable: name of the array that holds the k-space, where there are several.
+        axes: names of its axes, such as ``y x coil slice``, where the file does not say.
+        frame: time frame, echo or repetition, from 0.
+    """
+    return read_any(path, variable=variable, axes=axes, frame=frame)
 
 
 def reconstruct(

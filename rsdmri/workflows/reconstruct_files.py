@@ -1,7 +1,7 @@
 """Reconstruction of files into a folder of results and pictures."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,15 @@ def reconstruct_files(
     calibration: str | os.PathLike[str] | None = None,
     map_sets: int = 1,
     png: bool = True,
+    reading: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Reconstruct files into the folder ``out``: ``STEM.h5`` in fastMRI's submission form and ``STEM.png``.
 
     Each row of the result holds ``scan`` and, when it worked, ``path``, ``method``, ``acceleration``,
     ``seconds_per_slice``, ``scores`` (None where there are none) and ``scored``; when it did not, ``error``, one line.
-    Nothing is left of a scan that failed. Arguments are those of `reconstruct`.
+    Nothing is left of a scan that failed. Arguments are those of `reconstruct`; ``reading`` are options of
+    `load_scan`.
 
     Raises:
         InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
@@ -61,7 +63,7 @@ def reconstruct_files(
     options |= {"maps": maps, "calibration": calibration, "map_sets": map_sets}
     for path, target in zip(sources, targets, strict=True):
         try:
-            rows.append(_one_file(path, target, network, options, png, say))
+            rows.append(_one_file(path, target, network, options, png, dict(reading or {}), say))
         except InputError as error:
             text = str(error) if os.fspath(path) in str(error) else f"{shown(path)}: {error}"
             if len(sources) == 1:
@@ -74,9 +76,15 @@ def reconstruct_files(
 
 
 def _one_file(
-    path: Path, target: Path, prior: Prior | None, options: dict[str, Any], png: bool, say: Callable[[str], None]
+    path: Path,
+    target: Path,
+    prior: Prior | None,
+    options: dict[str, Any],
+    png: bool,
+    reading: dict[str, Any],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    scan = load_scan(path)
+    scan = load_scan(path, **reading)
     with progress(f"Reconstructing {scan.name}", total=len(scan.kspace)) as bar:
         result = reconstruct(scan, prior=prior, advance=bar.advance, **options)
     picture = _picture(result) if png else None

@@ -308,6 +308,43 @@ def test_flair_quirk_takes_the_height_where_the_image_is_too_low(tmp_path):
     assert read_scan(put(tmp_path / "s.h5", kspace=draw(1, 2, 12, 40), ismrmrd_header=geometry)).crop == (12, 12)
 
 
+def test_a_knee_test_file_of_one_coil(tmp_path):
+    """As fastMRI's challenge files are: a mask of lines, no image, padding that the mask may claim."""
+    mask = numpy_generator("knee").random(372) < 0.25
+    mask[170:202] = True
+    mask[:2] = True
+    kspace = np.where(mask, draw(2, 64, 372), 0)
+    kspace[..., :2] = 0
+    header = np.bytes_(format_header(Header((64, 372, 1), (32, 320, 1), (280.0, 162.8, 4.5), (2, 372))))
+    with h5py.File(put(tmp_path / "file1000022.h5", kspace=kspace, mask=mask, ismrmrd_header=header), "a") as file:
+        file.attrs.update(acquisition="CORPD_FBK", acceleration=4, num_low_frequency=32, patient_id="0a1b")
+    scan = same_sampling(tmp_path / "file1000022.h5")
+    assert (scan.kspace.shape, scan.crop, scan.acquisition) == ((2, 1, 64, 372), (32, 320), "CORPD_FBK")
+    assert (scan.prospective, scan.target) == (True, None)
+    np.testing.assert_array_equal(scan.mask[0], mask & (np.arange(372) >= 2))
+    assert np.flatnonzero(scan.absent).tolist() == [0, 1]
+
+
+def test_flair_of_203_lines(tmp_path):
+    """fastMRI crops to 203 x 203 where the header asks for 320 x 320 of 203 phase encodes."""
+    header = np.bytes_(format_header(Header((640, 203, 1), (320, 320, 1), None, (0, 203))))
+    path = put(tmp_path / "file_brain_AXFLAIR_203.h5", kspace=draw(1, 1, 640, 203), ismrmrd_header=header)
+    assert same_sampling(path).crop == (203, 203)
+
+
+def test_a_brain_scan_without_readout_oversampling(tmp_path):
+    """GE: as many readout samples as the image has rows, and an image that is not square."""
+    header = np.bytes_(format_header(Header((48, 46, 1), (48, 40, 1), (220.0, 183.0, 5.0), (3, 43))))
+    kspace = draw(2, 4, 48, 46)
+    kspace[..., :3] = kspace[..., 43:] = 0
+    target = np.abs(draw(2, 48, 40))
+    path = put(tmp_path / "a.h5", kspace=kspace, ismrmrd_header=header, reconstruction_rss=target)
+    scan = same_sampling(path)
+    assert (scan.crop, scan.prospective, scan.warnings) == ((48, 40), False, ())
+    assert int(scan.absent.sum()) == 6
+    np.testing.assert_array_equal(scan.target, target)
+
+
 # Headers
 
 

@@ -260,7 +260,7 @@ def bart_header(text):
 
 def bart_slices_on_phs2(folder):
     path = write_bart(folder / "maps", MAPS[:, None], sizes=[8, 10, 3, 2, *[1] * 12])
-    return path, "axis 2 has 3.*bart transpose 2 13"
+    return path, r"axis 2 \(PHS2\) has 3.*bart transpose 2 13"
 
 
 BAD = [

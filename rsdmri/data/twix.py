@@ -39,6 +39,8 @@ _COUNTERS = {"kspace_encode_step_1": "Lin", "kspace_encode_step_2": "Par", "slic
 _COUNTERS |= {"repetition": "Rep", "set": "Set", "phase": "Phs"}
 _NOISE_BANDWIDTH = 0.79  # share of the bandwidth that Siemens receivers pass, as siemens_to_ismrmrd writes it
 _BLOCK = 256
+_MOST_MEASUREMENTS, _LARGEST_KIND = 64, 10_000  # by which VD files are told from VB files
+_TABLE = np.dtype({"names": ["offset", "length"], "formats": ["<u8", "<u8"], "offsets": [8, 16], "itemsize": 152})
 
 
 def read_twix(
@@ -95,16 +97,34 @@ def _open(path: PathLike, where: str) -> list[dict[str, Any]]:
         raise InputError(f"{where}: no such file; check the path")
     if not source.suffix:
         raise InputError(f"{where}: has no suffix; name it .dat")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    _require_whole(source, where)
+    found: list[Any] = []
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Whatever a parser raises on bytes that are no twix; its text could hold what the file holds.
+        with contextlib.suppress(Exception):
             found = twixtools.read_twix(str(source), verbose=False, parse_pmu=False, parse_geometry=False)
-        measurements = [one for one in found if isinstance(one, dict) and one.get("mdb")]
-    except Exception:  # whatever a parser raises on bytes that are no twix; its text may hold what the file holds
-        raise InputError(f"{where}: is not a twix file or is damaged; copy it from the scanner again") from None
+    measurements = [one for one in found if isinstance(one, dict) and one.get("mdb")]
     if not measurements:
-        raise InputError(f"{where}: holds no readouts; is it a twix file of a finished scan?")
+        raise InputError(f"{where}: is not a twix file with readouts, or is damaged; copy it from the scanner again")
     return measurements
+
+
+def _require_whole(source: Path, where: str) -> None:
+    """`InputError` if the file is shorter than its table of measurements says (VD and later; VB has no table)."""
+    size = source.stat().st_size
+    start = np.fromfile(source, np.uint8, 8 + _MOST_MEASUREMENTS * _TABLE.itemsize)
+    if len(start) < 8:
+        raise InputError(f"{where}: has {size} bytes, which is no twix file; copy it from the scanner again")
+    kind, count = start[:8].view("<u4").tolist()
+    if kind >= _LARGEST_KIND or not 0 < count <= _MOST_MEASUREMENTS or len(start) < 8 + count * _TABLE.itemsize:
+        return
+    table = start[8 : 8 + count * _TABLE.itemsize].view(_TABLE)
+    for offset, length in zip(table["offset"].tolist(), table["length"].tolist(), strict=True):
+        if offset + length > size:
+            raise InputError(
+                f"{where}: file is cut short ({size:,} of {offset + length:,} bytes); copy it from the scanner again"
+            )
 
 
 def _lines(blocks: Sequence[Any], dwell: Sequence[float], where: str) -> np.ndarray:

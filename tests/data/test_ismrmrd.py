@@ -374,7 +374,8 @@ def test_what_the_header_says_of_the_sequence(tmp_path):
     sequence = (
         "<sequenceParameters><TR>500</TR><TE>3.5</TE><TE>7</TE><flipAngle_deg>15</flipAngle_deg></sequenceParameters>"
     )
-    before = "<acquisitionSystemInformation><systemFieldStrength_T>2.9</systemFieldStrength_T></acquisitionSystemInformation>"
+    field = "<systemFieldStrength_T>2.9</systemFieldStrength_T>"
+    before = f"<acquisitionSystemInformation>{field}</acquisitionSystemInformation>"
     text = header((16, 12, 1), extra=sequence, before=before)
     known = read_ismrmrd(write(tmp_path / "a.h5", text, lines(draw(COILS, 16, 12)))).header
     assert (known.field_strength_t, known.echo_times_ms, known.repetition_times_ms) == (2.9, (3.5, 7.0), (500.0,))

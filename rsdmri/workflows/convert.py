@@ -165,6 +165,7 @@ def _lost(scan: Scan, kind: str) -> list[str]:
         parts.append(("position and orientation of the slices", scan.geometry is not None))
     if kind != "fastMRI HDF5":
         parts.append(("reference image", scan.target is not None))
+        parts.append(("name of the acquisition", scan.acquisition != "unknown"))
     if kind == "BART cfl":
         parts.append(("matrix, field of view and padding of the header", scan.header is not None))
         parts.append(("image size, smaller than k-space", scan.crop != scan.kspace.shape[-2:]))

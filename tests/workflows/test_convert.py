@@ -90,6 +90,7 @@ def test_fastmri_to_cfl_and_back(scan, tmp_path):
     one, other = read_scan(scan), read_scan(tmp_path / "c.h5")
     same(one, other, "kspace", "mask", "absent", "prospective")
     assert ("lost: reference image" in said) == (one.target is not None)
+    assert ("lost: name of the acquisition" in said) == (one.acquisition != "unknown")
     assert ("lost: image size, smaller than k-space" in said) == (one.crop != one.kspace.shape[-2:])
     assert any("header" in line for line in said) == (one.header is not None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.cfl", "b.hdr", "c.h5", "scan.h5"]

@@ -30,7 +30,14 @@ class Format(StrEnum):
     twix = "Siemens twix"
 
 
-def read_any(path: PathLike, *, variable: str | None = None, axes: str | None = None, frame: int | None = None) -> Scan:
+def read_any(
+    path: PathLike,
+    *,
+    variable: str | None = None,
+    axes: str | None = None,
+    frame: int | None = None,
+    keep_oversampling: bool = False,
+) -> Scan:
     """Read a scan from a file of any format of `Format`.
 
     Args:
@@ -38,6 +45,7 @@ def read_any(path: PathLike, *, variable: str | None = None, axes: str | None = 
         variable: name of the array that holds the k-space, for NumPy, MATLAB and HDF5 files of arrays.
         axes: names of its axes, see `rsdmri.data.arrays`.
         frame: time frame, echo or repetition to read, from 0; None takes the first, with a warning.
+        keep_oversampling: leave the readouts of ISMRMRD and twix files as long as they were measured.
 
     Raises:
         InputError: one line on a file that is missing, damaged, hostile or of no format, with what to do.
@@ -48,14 +56,14 @@ def read_any(path: PathLike, *, variable: str | None = None, axes: str | None = 
             raise InputError(f"{shown(path)}: {kind} says itself what it holds; leave --variable and --axes out")
         kind = Format.arrays
     if frame is not None and kind not in (Format.arrays, Format.cmrxrecon, Format.skm_tea):
-        raise InputError(f"--frame {frame}: {kind} files are read whole; leave it out")
+        raise InputError(f"--frame {frame}: is not for {kind}; leave it out")
     match kind:
         case Format.fastmri:
             return read_scan(path)
         case Format.ismrmrd:
             from rsdmri.data.ismrmrd import read_ismrmrd  # type: ignore[import-not-found, unused-ignore]
 
-            return read_ismrmrd(path)  # type: ignore[no-any-return, unused-ignore]
+            return read_ismrmrd(path, keep_oversampling=keep_oversampling)  # type: ignore[no-any-return, unused-ignore]
         case Format.cmrxrecon:
             return read_cmrxrecon(path, frame=frame)
         case Format.skm_tea:
@@ -67,7 +75,7 @@ def read_any(path: PathLike, *, variable: str | None = None, axes: str | None = 
         case Format.twix:
             from rsdmri.data.twix import read_twix  # type: ignore[import-not-found, unused-ignore]
 
-            return read_twix(path)  # type: ignore[no-any-return, unused-ignore]
+            return read_twix(path, keep_oversampling=keep_oversampling)  # type: ignore[no-any-return, unused-ignore]
 
 
 def detect_format(path: PathLike) -> Format:

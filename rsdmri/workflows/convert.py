@@ -33,6 +33,8 @@ def convert(
 ) -> Scan:
     """Write the scan ``source`` as ``out`` and return it; what ``out`` cannot hold is said.
 
+    Samples stay as they were measured: the oversampling of readouts is kept.
+
     Args:
         source: a scan of any format.
         out: ends in .h5 for fastMRI, .mrd or .ismrmrd.h5 for ISMRMRD, .cfl for BART; written beside and renamed.
@@ -47,7 +49,7 @@ def convert(
     prepare_process()
     kind = _kind(out)
     _refuse_overwriting(Path(source), out, kind, force)
-    scan = load_scan(source, **(reading or {}))
+    scan = load_scan(source, keep_oversampling=True, **(reading or {}))
     emulated = None
     if emulate_single_coil:
         scan, emulated = _emulated(scan)
@@ -150,7 +152,9 @@ def _header(scan: Scan) -> Header | None:
         fov = (spacing[0] * scan.crop[0], spacing[1] * scan.crop[1], thickness)
     encoded = header.encoded if header is not None and header.encoded is not None else (height, width, 1)
     recon = header.recon if header is not None and header.recon is not None else (*scan.crop, 1)
-    return Header((encoded[0], width, encoded[2]), recon, fov, (int(present[0]), int(present[-1]) + 1))
+    padding = (int(present[0]), int(present[-1]) + 1)
+    known = header or Header()
+    return dataclasses.replace(known, encoded=(encoded[0], width, encoded[2]), recon=recon, fov_mm=fov, padding=padding)
 
 
 def _lost(scan: Scan, kind: str) -> list[str]:
@@ -161,6 +165,7 @@ def _lost(scan: Scan, kind: str) -> list[str]:
         parts.append(("position and orientation of the slices", scan.geometry is not None))
     if kind != "fastMRI HDF5":
         parts.append(("reference image", scan.target is not None))
+        parts.append(("name of the acquisition", scan.acquisition != "unknown"))
     if kind == "BART cfl":
         parts.append(("matrix, field of view and padding of the header", scan.header is not None))
         parts.append(("image size, smaller than k-space", scan.crop != scan.kspace.shape[-2:]))

@@ -69,7 +69,12 @@ class Reconstruction:
 
 
 def load_scan(
-    path: str | os.PathLike[str], *, variable: str | None = None, axes: str | None = None, frame: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    variable: str | None = None,
+    axes: str | None = None,
+    frame: int | None = None,
+    keep_oversampling: bool = False,
 ) -> Scan:
     """Read a scan from a file of any format; `InputError` says in one line what is wrong with it.
 
@@ -78,8 +83,9 @@ def load_scan(
         variable: name of the array that holds the k-space, where there are several.
         axes: names of its axes, such as ``y x coil slice``, where the file does not say.
         frame: time frame, echo or repetition, from 0.
+        keep_oversampling: leave the readouts of scanner files as long as they were measured.
     """
-    return read_any(path, variable=variable, axes=axes, frame=frame)
+    return read_any(path, variable=variable, axes=axes, frame=frame, keep_oversampling=keep_oversampling)
 
 
 def reconstruct(

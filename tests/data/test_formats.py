@@ -134,7 +134,7 @@ def test_bart_pairs_by_header(tmp_path):
 def test_readers_of_scanner_files_are_called(tmp_path, monkeypatch, build, module, name):
     build(tmp_path / "a.bin")
     stand_in = ModuleType(f"rsdmri.data.{module}")
-    setattr(stand_in, name, lambda path: ("read", path))
+    setattr(stand_in, name, lambda path, *, keep_oversampling: ("read", path))
     monkeypatch.setitem(sys.modules, f"rsdmri.data.{module}", stand_in)
     monkeypatch.setattr(f"rsdmri.data.{module}", stand_in, raising=False)
     assert read_any(tmp_path / "a.bin") == ("read", tmp_path / "a.bin")
@@ -154,7 +154,7 @@ def test_options_choose(tmp_path):
     assert not np.array_equal(read_any(tmp_path / "a.h5").kspace, kspace)
     scan = load_scan(tmp_path / "a.h5", variable="k", axes="frame y x coil", frame=1)
     np.testing.assert_array_equal(scan.kspace[0], kspace[1].transpose(2, 0, 1))
-    with pytest.raises(InputError, match="--frame 1: fastMRI HDF5 files are read whole"):
+    with pytest.raises(InputError, match="--frame 1: is not for fastMRI HDF5"):
         read_any(tmp_path / "a.h5", frame=1)
     write_cfl(tmp_path / "c.cfl", KSPACE)
     with pytest.raises(InputError, match=r"c\.cfl: BART cfl says itself what it holds"):

@@ -166,7 +166,13 @@ def reconstruct(
     samples: Annotated[int, typer.Option(help="posterior draws of rsd: their mean and spread are written")] = 8,
     maps: Annotated[Path | None, typer.Option(help="coil maps: .npy, .h5 or .cfl [from the scan's centre]")] = None,
     calibration: Annotated[Path | None, typer.Option(help="separate calibration scan for the coil maps")] = None,
-    out: Annotated[Path, typer.Option(help="output folder")] = Path("recon"),
+    out: Annotated[Path, typer.Option(help="output folder, or a file such as recon.nii.gz")] = Path("recon"),
+    format_: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="h5, nifti, dicom, parametric-map, png, cfl; several by commas [h5,png]"),
+    ] = None,
+    dicom_source: Annotated[Path | None, typer.Option(help="DICOM file of the same examination, for its UIDs")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace results that exist")] = False,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -184,6 +190,9 @@ def reconstruct(
         device=device,
         maps=maps,
         calibration=calibration,
+        formats=format_,
+        dicom_source=dicom_source,
+        force=force,
         say=typer.echo,
     )
     failed = [row["error"] for row in rows if row.get("error")]

@@ -229,8 +229,6 @@ def test_wrapped_libraries_are_imported_by_their_wrapper_alone_and_late():
 
 
 HEAVY = (
-    "torch", "numpy", "scipy", "h5py", "matplotlib", "skimage", "nibabel", "nilearn", "pydicom", "sigpy", "pywt", "jinja2"
-)
     "torch",
     "numpy",
     "scipy",

@@ -262,6 +262,8 @@ def _place(dataset: "Dataset", study: Study, index: int) -> None:
     for name, values in acquisition_times(study.header).items():
         if len(values) == 1:
             setattr(dataset, name, _decimal(values[0]))
+    if "InversionTime" in dataset:
+        dataset.ScanningSequence = ["RM", "IR"]
     if study.header is not None and study.header.field_strength_t is not None:
         dataset.MagneticFieldStrength = _decimal(study.header.field_strength_t)
 

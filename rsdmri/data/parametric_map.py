@@ -67,5 +67,16 @@ def write_parametric_maps(
                 content_description=f"{kind}. {RESEARCH_ONLY}",
             )
             image.Laterality = images[0].Laterality
-            del image.InstanceCreationDate, image.InstanceCreationTime  # the same input gives the same bytes
+            _without_chance(image, study.uid("parametric map", kind, "dimensions"))
             image.save_as(temporary / f"{kind}.dcm", enforce_file_format=True)
+
+
+def _without_chance(image: Any, uid: str) -> None:
+    """Take clock and random UIDs out of what highdicom made: the same input gives the same bytes."""
+    del image.InstanceCreationDate, image.InstanceCreationTime
+    for equipment in image.get("ContributingEquipmentSequence", []):
+        if "ContributionDateTime" in equipment:
+            del equipment.ContributionDateTime
+    for element in image.iterall():
+        if element.keyword == "DimensionOrganizationUID":
+            element.value = uid

@@ -160,7 +160,10 @@ def export(
 
 
 def complex_volume(result: Reconstruction) -> np.ndarray:
-    """(slice, h, w) complex64: ``volume`` with the phase of the complex mean, in the units of the file."""
+    """(slice, h, w) complex64: ``volume`` with the phase of the complex mean, in the units of the file.
+
+    The phase is that against the low-resolution image, which the coil maps carry (see `prepare_slice`).
+    """
     matrix, size = result.complex_images.shape[-2:], result.volume.shape[-2:]
     top, left = ((n - m) // 2 for n, m in zip(matrix, size, strict=True))
     phase = np.angle(result.complex_images[:, top : top + size[0], left : left + size[1]])

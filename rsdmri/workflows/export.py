@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.data.derived import contrast, provenance
 from rsdmri.data.fastmri_write import write_reconstruction
 from rsdmri.data.nifti import bids_label, bids_path, dataset_description, sidecar_of, sidecar_path, write_nifti
@@ -211,12 +213,12 @@ _DESCRIPTIONS = {
 
 
 def _write_cfl(path: Path, result: Reconstruction) -> None:
-    """BART's axes: readout, phase encode, ..., slice on axis 13."""
-    try:
-        write_cfl = import_module("rsdmri.data.bart").write_cfl
-    except ModuleNotFoundError:
-        raise InputError("--format cfl: this version cannot write it; choose among h5, nifti, dicom, png") from None
-    write_cfl(path, complex_volume(result).transpose(1, 2, 0)[(slice(None), slice(None), *[None] * 11)])
+    """BART's files, the note in a section of its own of the header."""
+    if find_spec("rsdmri.data.bart") is None:
+        raise InputError("--format cfl: this version cannot write it; choose among h5, nifti, dicom, png")
+    import_module("rsdmri.data.bart").write_cfl(path, complex_volume(result)[:, None])
+    with open(path.with_suffix(".hdr"), "a", encoding="ascii") as header:
+        header.write(f"# Creator\nrsdmri {__version__}. {RESEARCH_ONLY}\n")
 
 
 def _kind(spread: bool) -> str:

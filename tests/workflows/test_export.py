@@ -3,6 +3,8 @@
 import gzip
 import importlib.util
 import json
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -193,12 +195,23 @@ def test_the_complex_volume_has_the_magnitude_of_the_volume():
 
 
 def test_cfl(tmp_path):
-    bart = pytest.importorskip("rsdmri.data.bart", reason="the BART reader and writer is not there")
+    pytest.importorskip("rsdmri.data.bart", reason="the BART writer is not there")
     result = reconstruct(placed_scan(), method="zero-filled")
-    paths = written(result, tmp_path, "cfl")
-    assert names(tmp_path) == ["scan.cfl", "scan.hdr"]
-    array = np.squeeze(bart.read_cfl(paths["cfl"]))
-    assert np.array_equal(array, complex_volume(result).transpose(1, 2, 0))
+    paths = written(result, tmp_path, "cfl", stem="scan.1")
+    assert names(tmp_path) == ["scan.1.cfl", "scan.1.hdr"]
+    text = paths["cfl header"].read_text(encoding="ascii")
+    assert text.splitlines()[1].split() == ["9", "8", *["1"] * 11, "3", "1", "1"]
+    assert RESEARCH_ONLY in text
+    stored = np.fromfile(paths["cfl"], "<c8").reshape((9, 8, 3), order="F")
+    assert np.array_equal(stored, complex_volume(result).transpose(1, 2, 0))
+
+
+@pytest.mark.skipif(shutil.which("bart") is None, reason="bart is not installed; Debian package bart")
+def test_bart_reads_the_cfl(tmp_path):
+    pytest.importorskip("rsdmri.data.bart", reason="the BART writer is not there")
+    written(reconstruct(placed_scan(), method="zero-filled"), tmp_path, "cfl")
+    done = subprocess.run(["bart", "show", "-m", "scan"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "9\t8\t1" in done.stdout
 
 
 def test_nothing_personal_reaches_any_output(simulated, scan_file, finished_run, tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,12 +53,12 @@ class Study:
         """UID that depends on the images, the settings and ``key`` alone."""
         from pydicom.uid import generate_uid
 
-        return str(generate_uid(entropy_srcs=[self.study_uid, *self.digests, *map(str, key)]))
+        return str(generate_uid(entropy_srcs=[self.study_uid, self.fingerprint, *map(str, key)]))
 
-    @property
-    def digests(self) -> list[str]:
-        """Hashes of what was reconstructed and how."""
-        return [digest(dict(self.facts), *self.volumes.values())]
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what was reconstructed and how."""
+        return digest(dict(self.facts), *self.volumes.values())
 
 
 def study_of(

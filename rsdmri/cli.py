@@ -173,10 +173,16 @@ def reconstruct(
     maps: Annotated[Path | None, typer.Option(help="coil maps: .npy, .h5 or .cfl [from the scan's centre]")] = None,
     calibration: Annotated[Path | None, typer.Option(help="separate calibration scan for the coil maps")] = None,
     map_sets: Annotated[int, typer.Option(help="2: for objects wider than the field of view")] = 1,
-    out: Annotated[Path, typer.Option(help="output folder")] = Path("recon"),
     variable: Variable = None,
     axes: Axes = None,
     frame: Frame = None,
+    out: Annotated[Path, typer.Option(help="output folder, or a file such as recon.nii.gz")] = Path("recon"),
+    format_: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="h5, nifti, dicom, parametric-map, png, cfl; several by commas [h5,png]"),
+    ] = None,
+    dicom_source: Annotated[Path | None, typer.Option(help="DICOM file of the same examination, for its UIDs")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace results that exist")] = False,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -196,6 +202,9 @@ def reconstruct(
         maps=maps,
         calibration=calibration,
         map_sets=map_sets,
+        formats=format_,
+        dicom_source=dicom_source,
+        force=force,
         say=typer.echo,
     )
     failed = [row["error"] for row in rows if row.get("error")]

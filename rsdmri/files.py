@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,39 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _fsync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; on success flush its files to disk and rename it to ``path`` as a whole.
+
+    A folder of that name is replaced. If the body raises, the temporary folder is removed and ``path`` stays as it was.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        move(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder to ``target`` on the same disk, in place of what is there."""
+    if target.is_dir() and not target.is_symlink():
+        old = target.with_name(f".tmp-{os.getpid()}-old-{target.name}")
+        os.replace(target, old)
+        os.replace(source, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(source, target)
+    _fsync_directory(target.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

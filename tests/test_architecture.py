@@ -54,6 +54,11 @@ FLOORS = {
     "rsdmri.diffusion.objectives": 3,
     "rsdmri.diffusion.sample": 3,
     "rsdmri.distillation.*": 4,
+    "rsdmri.data.stack": 1,
+    "rsdmri.data.derived": 1,
+    "rsdmri.data.nifti": 4,
+    "rsdmri.data.dicom": 4,
+    "rsdmri.data.parametric_map": 4,
     "rsdmri.data.hdf5": 4,
     "rsdmri.data.plain_files": 4,
     "rsdmri.data.kspace": 4,
@@ -96,7 +101,9 @@ EMPTY_PACKAGES = {f"rsdmri.{room}" for room in ("data", "diffusion", "distillati
 
 # Heavy or replaceable libraries: the only modules that may import them, inside a function.
 WRAPPED = {
-    "nibabel": {"rsdmri.data.anatomy"},
+    "nibabel": {"rsdmri.data.anatomy", "rsdmri.data.nifti"},
+    "pydicom": {"rsdmri.data.dicom", "rsdmri.data.parametric_map"},
+    "highdicom": {"rsdmri.data.parametric_map"},
     "nilearn": {"rsdmri.data.anatomy"},
     "pywt": {"rsdmri.physics.wavelet"},
     "sigpy": set(),
@@ -242,7 +249,20 @@ def test_wrapped_libraries_are_imported_by_their_wrapper_alone_and_late():
     assert not wrong, wrong
 
 
-HEAVY = ("torch", "numpy", "scipy", "h5py", "matplotlib", "skimage", "nibabel", "nilearn", "sigpy", "pywt", "jinja2")
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "h5py",
+    "matplotlib",
+    "skimage",
+    "nibabel",
+    "nilearn",
+    "sigpy",
+    "pywt",
+    "jinja2",
+    "pydicom",
+)
 
 
 def loaded_after(code):

@@ -26,8 +26,8 @@ class Header:
     """Of the main magnetic field, tesla."""
     echo_times_ms: tuple[float, ...] | None = None
     repetition_times_ms: tuple[float, ...] | None = None
-    inversion_times_ms: tuple[float, ...] | None = None
     flip_angles_deg: tuple[float, ...] | None = None
+    inversion_times_ms: tuple[float, ...] | None = None
 
 
 Vector = tuple[float, float, float]
@@ -38,7 +38,8 @@ class Geometry:
     """Where the images of a scan lie in the patient: millimetres, LPS axes (to the patient's left, back, head).
 
     The centre of pixel (i, j) of slice k lies at ``centres[k] + (i - h // 2) spacing_mm[0] y_direction +
-    (j - w // 2) spacing_mm[1] x_direction`` for a reconstructed image of h by w pixels: index n // 2 is the centre.
+    (j - w // 2) spacing_mm[1] x_direction`` for an image of h by w pixels: index n // 2 is the centre. In a `Scan` that
+    image is the whole of k-space's, (H, W); what is cropped from it stays where it is.
     Raises `ValueError` for directions that are not orthonormal and sizes that are not positive.
     """
 

@@ -17,6 +17,7 @@ _TOOLS = {
     "dciodvfy": "DICOM checks; Debian package dicom3tools",
 }
 _OPTIONAL = {
+    "highdicom": ("parametric-map", "DICOM Parametric Maps"),
     "finufft": ("noncartesian", "radial, spiral and other trajectories"),
     "deepinv": ("deepinv", "its operators here and ours there"),
     "mrpro": ("mrpro", "its operators here and ours there"),

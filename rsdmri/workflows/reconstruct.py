@@ -14,8 +14,10 @@ from torch import Tensor
 
 from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.data.dataset import MaskLaw
+from rsdmri.data.derived import digest
 from rsdmri.data.formats import read_any
-from rsdmri.data.scan import Scan
+from rsdmri.data.scan import Geometry, Header, Scan
+from rsdmri.data.stack import cut_geometry
 from rsdmri.errors import InputError
 from rsdmri.metrics.image import evaluate_volume
 from rsdmri.physics import masks
@@ -62,6 +64,11 @@ class Reconstruction:
     """Provenance for the written file: method, prior, acceleration, mask, scale, seed, version, note."""
     warnings: tuple[str, ...]
     """What the reader and the method had to assume, one line each."""
+    geometry: Geometry | None = None
+    """Where the pixels of ``volume`` lie; None where the scan does not say."""
+    header: Header | None = None
+    acquisition: str = "unknown"
+    """Of the scan's file."""
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.volume.shape))
@@ -180,6 +187,7 @@ def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstru
         "samples": work.samples,
         "seed": work.seed,
         "seconds_per_slice": seconds,
+        "source_sha256": digest(scan.kspace),
         **({} if scores is None else scores),
     }
     return Reconstruction(
@@ -195,6 +203,9 @@ def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstru
         scored=scored,
         attrs=attrs,
         warnings=scan.warnings + work.warnings() + _prior_warnings(scan, work.mask, network) + notes,
+        geometry=None if scan.geometry is None else cut_geometry(scan.geometry, scan.kspace.shape[-2:], scan.crop),
+        header=scan.header,
+        acquisition=scan.acquisition,
     )
 
 

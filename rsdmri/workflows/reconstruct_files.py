@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rsdmri.data.fastmri import write_reconstruction
 from rsdmri.data.hdf5 import shown
 from rsdmri.errors import InputError
-from rsdmri.files import atomic_path, output_directory, safe_stem
+from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
 from rsdmri.progress import progress
 from rsdmri.runtime import select_device
+from rsdmri.workflows.export import Destination, check_free, destinations, export, identity
 from rsdmri.workflows.reconstruct import LEARNT, Reconstruction, check_arguments, chosen_prior, load_scan, reconstruct
 
 
@@ -31,39 +31,44 @@ def reconstruct_files(
     maps: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
     map_sets: int = 1,
-    png: bool = True,
     reading: Mapping[str, Any] | None = None,
+    formats: Sequence[str] | None = None,
+    dicom_source: str | os.PathLike[str] | None = None,
+    force: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Reconstruct files into the folder ``out``: ``STEM.h5`` in fastMRI's submission form and ``STEM.png``.
 
-    Each row of the result holds ``scan`` and, when it worked, ``path``, ``method``, ``acceleration``,
-    ``seconds_per_slice``, ``scores`` (None where there are none) and ``scored``; when it did not, ``error``, one line.
-    Nothing is left of a scan that failed. Arguments are those of `reconstruct`; ``reading`` are options of
-    `load_scan`.
+    Each row of the result holds ``scan`` and, when it worked, ``path`` (the first format's), ``paths``, ``method``,
+    ``acceleration``, ``seconds_per_slice``, ``scores`` (None where there are none) and ``scored``; when it did not,
+    ``error``, one line. Nothing is left of a scan that failed. Further arguments are those of `reconstruct`.
+
+    Args:
+        paths: scans.
+        out: folder, or for one scan a file whose suffix says the format: .nii.gz, .dcm, .h5, .png, .cfl.
+        formats: some of `rsdmri.workflows.export.FORMATS`; None: h5 and png, or what ``out`` says.
+        dicom_source: DICOM file of the same examination, for its Study and FrameOfReference UIDs.
+        force: replace results that exist.
+        reading: options of `load_scan`.
+        say: takes each line for the user.
 
     Raises:
         InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
     """
     sources = [Path(path) for path in paths]
     check_arguments(method, samples)
-    targets = _output_files(sources, Path(out))
+    targets = _output_files(sources, Path(out), formats, (maps, calibration, dicom_source))
     network = chosen_prior(prior, device) if method in LEARNT else None
     select_device(device)
-    existed = Path(out).is_dir()
-    folder = output_directory(out)
+    existed = targets[0].folder.is_dir()
+    folder = output_directory(targets[0].folder)
+    writing: dict[str, Any] = {"source": dicom_source, "force": force}
     rows: list[dict[str, Any]] = []
-    options: dict[str, Any] = {
-        "method": method,
-        "acceleration": acceleration,
-        "samples": samples,
-        "seed": seed,
-        "device": device,
-    }
-    options |= {"maps": maps, "calibration": calibration, "map_sets": map_sets}
+    options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
+    options |= {"device": device, "maps": maps, "calibration": calibration, "map_sets": map_sets}
     for path, target in zip(sources, targets, strict=True):
         try:
-            rows.append(_one_file(path, target, network, options, png, dict(reading or {}), say))
+            rows.append(_one_file(path, target, network, options, writing, dict(reading or {}), say))
         except InputError as error:
             text = str(error) if os.fspath(path) in str(error) else f"{shown(path)}: {error}"
             if len(sources) == 1:
@@ -77,46 +82,49 @@ def reconstruct_files(
 
 def _one_file(
     path: Path,
-    target: Path,
+    target: Destination,
     prior: Prior | None,
     options: dict[str, Any],
-    png: bool,
+    writing: dict[str, Any],
     reading: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     scan = load_scan(path, **reading)
+    spread = options["method"] == "rsd" and options["samples"] > 1
+    wanted = target.paths(options["method"], spread, scan.acquisition)
+    check_free(target.folder, list(wanted.values()), writing["force"])
     with progress(f"Reconstructing {scan.name}", total=len(scan.kspace)) as bar:
         result = reconstruct(scan, prior=prior, advance=bar.advance, **options)
-    picture = _picture(result) if png else None
-    try:
-        write_reconstruction(target, result.volume, std=result.std, attrs=result.attrs)
-        if picture is not None:
-            with atomic_path(target.with_suffix(".png")) as temporary:
-                temporary.write_bytes(picture)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another --out") from None
+    paths = export(result, target, picture=_picture, **writing)
     for line in _summary(result):
         say(line)
     row = {name: result.attrs[name] for name in ("method", "acceleration", "seconds_per_slice")}
-    return {"scan": scan.name, "path": target, **row, "scores": result.scores, "scored": result.scored}
+    row |= {"scan": scan.name, "path": next(iter(paths.values())), "paths": paths}
+    return {**row, "scores": result.scores, "scored": result.scored}
 
 
-def _output_files(paths: Sequence[Path], out: Path) -> list[Path]:
-    """Where each scan's result goes; `InputError` where two would share one, or a scan would be overwritten."""
+def _output_files(
+    paths: Sequence[Path], out: Path, formats: Sequence[str] | None, others: Sequence[str | os.PathLike[str] | None]
+) -> list[Destination]:
+    """Where each scan's results go; `InputError` where two would share a name, or an input would be overwritten."""
     if not paths:
         raise InputError("no scan given; name one or more .h5 files")
-    targets: dict[Path, Path] = {}
-    for path in paths:
-        target = out / f"{safe_stem(path)}.h5"
-        if target in targets:
-            raise InputError(
-                f"{shown(targets[target])} and {shown(path)} would both be written to {target.name}; rename one, or "
-                "reconstruct them into different --out folders"
-            )
-        targets[target] = path
-        if any(target.exists() and source.exists() and target.samefile(source) for source in paths):
-            raise InputError(f"--out {out}: {target.name} there is the scan itself; choose another folder")
-    return list(targets)
+    targets = destinations([safe_stem(path) for path in paths], out, formats)
+    inputs = [source for source in (*paths, *(Path(other) for other in others if other is not None)) if source.exists()]
+    taken: dict[Path, Path] = {}
+    for path, target in zip(paths, targets, strict=True):
+        for name in sorted(identity(target)):
+            if name in taken:
+                raise InputError(
+                    f"{shown(taken[name])} and {shown(path)} would both be written to {name.name}; rename one, or "
+                    "reconstruct them into different --out folders"
+                )
+            taken[name] = path
+        for result in target.paths("method", True, "unknown").values():
+            place = target.folder / result
+            if any(place.exists() and place.samefile(source) for source in inputs):
+                raise InputError(f"--out {out}: {result.name} there is the scan itself; choose another folder")
+    return targets
 
 
 def _summary(result: Reconstruction) -> list[str]:
@@ -142,7 +150,7 @@ def _picture(result: Reconstruction) -> bytes:
     index = len(result.volume) // 2
     if not result.volume[index].any():
         index = int(np.argmax(np.square(result.volume, dtype=np.float64).sum((1, 2))))
-    heading = f"{result.name}, slice {index + 1} of {len(result.volume)}, R {result.attrs['acceleration']:.2f}"
+    heading = f"slice {index + 1} of {len(result.volume)}, R {result.attrs['acceleration']:.2f}"
     method, image = str(result.attrs["method"]), result.volume[index]
     if result.target is None and result.std is None:
         return png_bytes(image_grid(image, [method], heading=heading, width=5))

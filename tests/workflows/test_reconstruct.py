@@ -320,7 +320,7 @@ def bad_files(folder):
 def test_bad_files_do_not_stop_the_good_ones(files, tmp_path):
     bad = bad_files(tmp_path)
     rows = reconstruct_files(
-        [bad[0], files[0], bad[1]], tmp_path / "out", method="sense", png=False, say=lambda line: None
+        [bad[0], files[0], bad[1]], tmp_path / "out", method="sense", formats=["h5"], say=lambda line: None
     )
     assert [("error" in row) for row in rows] == [True, False, True]
     for row, path in zip((rows[0], rows[2]), bad, strict=True):
@@ -352,7 +352,7 @@ def test_a_figure_that_fails_leaves_no_half_of_a_result(files, tmp_path, monkeyp
 
 def test_results_are_replaced_whole(files, tmp_path):
     for method in ("zero-filled", "sense"):
-        reconstruct_files([files[0]], tmp_path, method=method, say=lambda line: None)
+        reconstruct_files([files[0]], tmp_path, method=method, force=method == "sense", say=lambda line: None)
         with h5py.File(tmp_path / files[0].name, "r") as file:
             assert file.attrs["method"] == method
     assert len(list(tmp_path.iterdir())) == 2
@@ -417,7 +417,8 @@ def test_nothing_personal_reaches_an_output(files, prior, tmp_path, capsys):
     lines: list[str] = []
     out = tmp_path / "out"
     for method in ("sense", "rsd"):
-        reconstruct_files([file], out, method=method, prior=prior, acceleration=2, samples=2, say=lines.append)
+        options = {"method": method, "prior": prior, "acceleration": 2, "samples": 2, "force": True}
+        reconstruct_files([file], out, say=lines.append, **options)
         texts = [path.read_bytes().decode("latin1") for path in out.iterdir()] + lines + list(capsys.readouterr())
         assert len(texts) > 4
         for secret in PERSONAL:

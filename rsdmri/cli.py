@@ -52,6 +52,7 @@ class Contrast(StrEnum):
 
 Device = Annotated[str, typer.Option(help="auto, cpu, or another torch device")]
 Seed = Annotated[int, typer.Option(help="seed of everything random")]
+Trust = Annotated[bool, typer.Option("--trust", help="read files without the guard of a child process, for known ones")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -169,6 +170,7 @@ def reconstruct(
     out: Annotated[Path, typer.Option(help="output folder")] = Path("recon"),
     device: Device = "auto",
     seed: Seed = 0,
+    trust: Trust = False,
 ) -> None:
     """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored."""
     from rsdmri.workflows.reconstruct_files import reconstruct_files
@@ -184,6 +186,7 @@ def reconstruct(
         device=device,
         maps=maps,
         calibration=calibration,
+        trust=trust,
         say=typer.echo,
     )
     failed = [row["error"] for row in rows if row.get("error")]
@@ -210,14 +213,31 @@ def evaluate(
 def inspect(
     scan: Annotated[Path, typer.Argument(help="fastMRI-style HDF5 file")],
     png: Annotated[Path | None, typer.Option(help="write a thumbnail with the sampling pattern")] = None,
+    trust: Trust = False,
 ) -> None:
     """Describe a scan. Dimensions, coils, geometry, sampling, noise, warnings."""
     from rsdmri.workflows.inspect_scan import inspect_scan
 
-    rows = inspect_scan(scan, png)
+    rows = inspect_scan(scan, png, trust=trust)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         typer.echo(f"{name:<{width}}  {value}")
+
+
+@app.command()
+def validate(
+    scan: Annotated[Path, typer.Argument(help="fastMRI-style HDF5 file")],
+    json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    trust: Trust = False,
+) -> None:
+    """Check a scan against the schema. Each field: found, missing, odd or dangerous. Exit code 2 if it is unusable."""
+    from rsdmri.workflows.validate import format_report
+    from rsdmri.workflows.validate import validate as run
+
+    result = run(scan, trust=trust)
+    typer.echo(format_report(result, as_json=json))
+    if not result["usable"]:
+        raise InputError(result["reason"])
 
 
 @app.command()

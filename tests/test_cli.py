@@ -18,7 +18,7 @@ from rsdmri import cli
 from rsdmri.data.manifest import read_manifest
 from rsdmri.workflows.run_folder import RunFolder
 
-COMMANDS = ("simulate", "train", "sample", "reconstruct", "evaluate", "inspect", "doctor", "demo")
+COMMANDS = ("simulate", "train", "sample", "reconstruct", "evaluate", "inspect", "validate", "doctor", "demo")
 
 
 @pytest.fixture
@@ -258,9 +258,11 @@ OPTIONS = {
     "train": {"--data": None, "--acceleration": 4, "--stage": "all", "--recipe": None, "--set": None,
               "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--steps": 18, "--seed": 0, "--out": None},
-    "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None},
+    "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
+                    "--trust": None},
     "evaluate": {"--out": None},
-    "inspect": {"--png": None},
+    "inspect": {"--png": None, "--trust": None},
+    "validate": {"--json": None, "--trust": None},
     "demo": {"--quick": None},
     "doctor": {},
 }  # fmt: skip

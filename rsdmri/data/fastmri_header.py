@@ -5,6 +5,7 @@ Nothing but geometry is read: subject and study information never leave the file
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from rsdmri.data.scan import Header
 
@@ -24,23 +25,12 @@ def parse_header(text: bytes) -> tuple[Header, tuple[str, ...]]:
     Raises:
         HeaderRefused: more than 1 MB, a DTD or entities.
     """
-    from defusedxml import ElementTree
-    from defusedxml.common import DefusedXmlException
-
-    if len(text) > LARGEST:
-        raise HeaderRefused(f"is {len(text):,} bytes, more than {LARGEST:,}")
-    try:
-        root = ElementTree.fromstring(text, forbid_dtd=True)
-    except DefusedXmlException:
-        raise HeaderRefused("declares a DTD or entities") from None
-    except (ElementTree.ParseError, ValueError, LookupError):  # LookupError: an encoding that Python does not have
+    root = header_root(text)
+    if root is None:
         return Header(), ("header is not well-formed XML; using array sizes",)
-
-    encoding = next((element for element in root.iter() if _local(element.tag) == "encoding"), None)
-    if encoding is None:
+    found = encoding_texts(root)
+    if found is None:
         return Header(), ("header has no encoding section; using array sizes",)
-    found: dict[str, str] = {}
-    _collect(encoding, "", found)
     warnings: list[str] = []
 
     def triple(path: str, convert: Callable[[str], float], largest: float) -> tuple[float, ...] | None:
@@ -65,6 +55,31 @@ def parse_header(text: bytes) -> tuple[Header, tuple[str, ...]]:
     elif center is not None or maximum is not None or any(name.startswith(limits) for name in found):
         warnings.append("header: encoding limits are incomplete; no padding assumed")
     return Header(_ints(encoded), _ints(recon), _floats(fov), padding), tuple(warnings)
+
+
+def header_root(text: bytes) -> Any:
+    """Root element of a header, None if it is not well-formed; `HeaderRefused` as `parse_header` says."""
+    from defusedxml import ElementTree
+    from defusedxml.common import DefusedXmlException
+
+    if len(text) > LARGEST:
+        raise HeaderRefused(f"is {len(text):,} bytes, more than {LARGEST:,}")
+    try:
+        return ElementTree.fromstring(text, forbid_dtd=True)
+    except DefusedXmlException:
+        raise HeaderRefused("declares a DTD or entities") from None
+    except (ElementTree.ParseError, ValueError, LookupError):  # LookupError: an encoding that Python does not have
+        return None
+
+
+def encoding_texts(root: Any) -> dict[str, str] | None:
+    """Texts of the geometry of the first encoding by path, such as encodedSpace/matrixSize/x; None without one."""
+    encoding = next((element for element in root.iter() if local_name(element.tag) == "encoding"), None)
+    if encoding is None:
+        return None
+    found: dict[str, str] = {}
+    _collect(encoding, "", found)
+    return found
 
 
 def format_header(header: Header) -> bytes:
@@ -92,7 +107,7 @@ def format_header(header: Header) -> bytes:
     ).encode()
 
 
-def _local(tag: object) -> str:
+def local_name(tag: object) -> str:
     """Element name without its namespace; comments and processing instructions have none."""
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
@@ -104,7 +119,7 @@ _LEAVES = {"x", "y", "z", "center", "maximum"}
 def _collect(element: object, path: str, found: dict[str, str]) -> None:
     """Texts of the allowed leaves below ``element`` by path, the first one of each; at most three levels deep."""
     for child in element:  # type: ignore[attr-defined]
-        name = _local(child.tag)
+        name = local_name(child.tag)
         here = f"{path}/{name}" if path else name
         if name in _ALLOWED and path.count("/") < 2:
             _collect(child, here, found)

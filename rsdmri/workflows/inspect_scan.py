@@ -20,13 +20,13 @@ from rsdmri.workflows.slices import scan_noise
 Row = tuple[str, str]
 
 
-def inspect_scan(path: Path, png: Path | None = None) -> list[Row]:
+def inspect_scan(path: Path, png: Path | None = None, *, trust: bool = False) -> list[Row]:
     """Rows (what, value) that describe the scan ``path``; with ``png`` also a picture of its middle slice.
 
     Nothing personal is read or shown. `InputError` says what is wrong with a file that cannot be read.
     """
     prepare_process()
-    scan = load_scan(path)
+    scan = load_scan(path, trust)
     mask = torch.from_numpy(np.array(scan.mask))
     noise = scan_noise(scan, mask)
     rows = [*_dimensions(scan), *_sampling(scan, mask)]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rsdmri import RESEARCH_ONLY, __version__
+from rsdmri.data import sandbox
 from rsdmri.data.dataset import MaskLaw
-from rsdmri.data.fastmri import read_scan
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
 from rsdmri.metrics.image import evaluate_volume
@@ -68,9 +68,13 @@ class Reconstruction:
         return f"Reconstruction({self.name!r}, {self.attrs['method']}, {shape}, scores={self.scores})"
 
 
-def load_scan(path: str | os.PathLike[str]) -> Scan:
-    """Read a scan from a fastMRI-style HDF5 file; `InputError` says in one line what is wrong with it."""
-    return read_scan(path)
+def load_scan(path: str | os.PathLike[str], trust: bool = False) -> Scan:
+    """Read a scan from a fastMRI-style HDF5 file; `InputError` says in one line what is wrong with it.
+
+    The file is parsed in a child process with limits (`rsdmri.data.sandbox`); with ``trust`` in this one, which is
+    about 0.2 s faster.
+    """
+    return sandbox.load_scan(path, trust=trust)
 
 
 def reconstruct(
@@ -86,6 +90,7 @@ def reconstruct(
     center_fraction: float | None = None,
     maps: str | os.PathLike[str] | None = None,
     calibration: Scan | str | os.PathLike[str] | None = None,
+    trust: bool = False,
     advance: Callable[[int], None] = lambda slices: None,
 ) -> Reconstruction:
     """Reconstruct a scan from its acquired samples.
@@ -106,6 +111,7 @@ def reconstruct(
         center_fraction: share of the lines in the ACS; None: see `MaskLaw`.
         maps: file of coil maps to use, see `rsdmri.data.maps`; None: from the scan itself.
         calibration: a separate scan of the same coils and field of view whose centre gives the coil maps.
+        trust: read files in this process, see `load_scan`.
         advance: called with the number of slices after each batch.
 
     Raises:
@@ -115,7 +121,7 @@ def reconstruct(
     prepare_process()
     network = chosen_prior(prior, device) if method in LEARNT else None
     target_device = select_device(device) if network is None else network.device
-    scan = _with_coils(scan if isinstance(scan, Scan) else load_scan(scan), maps, calibration)
+    scan = _with_coils(scan if isinstance(scan, Scan) else load_scan(scan, trust), maps, calibration, trust)
     started = time.monotonic()
     law = None if acceleration is None else _mask_law(scan, acceleration, mask, center_fraction, seed)
     used = torch.as_tensor(np.array(scan.mask))
@@ -128,15 +134,18 @@ def reconstruct(
 
 
 def _with_coils(
-    scan: Scan, maps: str | os.PathLike[str] | None, calibration: Scan | str | os.PathLike[str] | None
+    scan: Scan,
+    maps: str | os.PathLike[str] | None,
+    calibration: Scan | str | os.PathLike[str] | None,
+    trust: bool,
 ) -> Scan:
     """The scan with coil maps from elsewhere, where asked for."""
     if maps is not None and calibration is not None:
         raise InputError("--maps and --calibration both give coil maps; leave one out")
     if maps is not None:
-        return with_maps(scan, maps)
+        return with_maps(scan, maps, trust=trust)
     if calibration is not None:
-        return with_calibration(scan, calibration if isinstance(calibration, Scan) else load_scan(calibration))
+        return with_calibration(scan, calibration if isinstance(calibration, Scan) else load_scan(calibration, trust))
     return scan
 
 

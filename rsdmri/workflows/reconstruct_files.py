@@ -30,6 +30,7 @@ def reconstruct_files(
     device: str = "auto",
     maps: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
+    trust: bool = False,
     png: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
@@ -57,7 +58,7 @@ def reconstruct_files(
         "seed": seed,
         "device": device,
     }
-    options |= {"maps": maps, "calibration": calibration}
+    options |= {"maps": maps, "calibration": calibration, "trust": trust}
     for path, target in zip(sources, targets, strict=True):
         try:
             rows.append(_one_file(path, target, network, options, png, say))
@@ -75,7 +76,7 @@ def reconstruct_files(
 def _one_file(
     path: Path, target: Path, prior: Prior | None, options: dict[str, Any], png: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    scan = load_scan(path)
+    scan = load_scan(path, options["trust"])
     with progress(f"Reconstructing {scan.name}", total=len(scan.kspace)) as bar:
         result = reconstruct(scan, prior=prior, advance=bar.advance, **options)
     picture = _picture(result) if png else None

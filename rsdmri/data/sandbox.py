@@ -45,7 +45,7 @@ class Limits:
     @classmethod
     def for_size(cls, size: int) -> "Limits":
         """Generous ones for a file of ``size`` bytes: compressed scans unpack to several times their size."""
-        return cls((1 << 30) + 16 * size, 30 + size // 2_000_000, 120 + size / 1e6)
+        return cls((1 << 30) + 16 * size, 10 + size // 2_000_000, 60 + size / 1e6)
 
 
 def load_scan(path: PathLike, *, trust: bool = False) -> Scan:

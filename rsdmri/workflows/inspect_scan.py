@@ -12,6 +12,7 @@ from rsdmri.physics.map_quality import map_quality
 from rsdmri.physics.noise import NoiseEstimate, noise_level
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import sense
+from rsdmri.privacy import personal_kinds
 from rsdmri.reconstruction.classical import sense_cg, sense_strength
 from rsdmri.runtime import prepare_process
 from rsdmri.workflows.reconstruct import load_scan
@@ -37,6 +38,8 @@ def inspect_scan(path: Path, png: Path | None = None, *, trust: bool = False) ->
         rows += [*_noise(noise, prepared), *_maps(prepared, index)]
     except InputError as error:
         rows += [*_noise(noise), ("coil maps", f"none: {error}")]
+    if personal_kinds(path.stem):
+        rows.append(("warning", f"the name of the file seems to hold {' and '.join(personal_kinds(path.stem))}"))
     rows += [("warning", warning) for warning in scan.warnings]
     if png is not None:
         _picture(scan, index, prepared, png)

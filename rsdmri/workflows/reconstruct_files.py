@@ -13,6 +13,7 @@ from rsdmri.data.hdf5 import shown
 from rsdmri.errors import InputError
 from rsdmri.files import atomic_path, output_directory, safe_stem
 from rsdmri.priors import Prior
+from rsdmri.privacy import personal_kinds
 from rsdmri.progress import progress
 from rsdmri.runtime import select_device
 from rsdmri.workflows.reconstruct import LEARNT, Reconstruction, check_arguments, chosen_prior, load_scan, reconstruct
@@ -87,6 +88,9 @@ def _one_file(
                 temporary.write_bytes(picture)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another --out") from None
+    kinds = personal_kinds(path.stem)
+    if kinds:
+        say(f"{scan.name}: a pseudonym, as the name of the file seems to hold {' and '.join(kinds)}")
     for line in _summary(result):
         say(line)
     row = {name: result.attrs[name] for name in ("method", "acceleration", "seconds_per_slice")}

@@ -415,10 +415,10 @@ CASES = [
 ]  # fmt: skip
 # One for each row of what a stranger's file can be; the others vary them.
 ROWS = [
-    missing, folder, empty, not_hdf5, truncated, no_kspace, half_precision_struct, integers, strings, no_coils, no_slices,
-    external_link, external_storage, virtual, soft_link_loop, group_in_itself, shape_bomb, compressed_nothing,
-    huge_header, laughs, external_entity, flipped_bit, filter_of_a_package, pipe, nan_acquired, mask_of_other_length,
-    mask_against_data,
+    missing, folder, empty, not_hdf5, truncated, no_kspace, half_precision_struct, integers, strings, no_coils,
+    no_slices, external_link, external_storage, virtual, soft_link_loop, group_in_itself, shape_bomb,
+    compressed_nothing, huge_header, laughs, external_entity, flipped_bit, filter_of_a_package, pipe, nan_acquired,
+    mask_of_other_length, mask_against_data,
 ]  # fmt: skip
 if importlib.util.find_spec("hdf5plugin") is not None:
     for cases in (CASES, ROWS):

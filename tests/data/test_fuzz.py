@@ -31,7 +31,7 @@ from rsdmri.data.confine import limit_resources
 from rsdmri.data.fastmri import read_scan
 from rsdmri.data.scan_parts import scan_from_parts, scan_to_parts
 from rsdmri.errors import InputError
-limit_resources(2 << 30, 300)
+limit_resources(2 << 30, 60)
 import numpy as np
 for path in json.load(sys.stdin):
     try:
@@ -78,10 +78,9 @@ def flip_metadata(raw: bytearray, rng: np.random.Generator) -> bytearray:
 
 
 def overwrite(raw: bytearray, rng: np.random.Generator) -> bytearray:
-    place, size = int(rng.integers(0, len(raw))), int(rng.integers(1, 64))
-    raw[place : place + size] = bytes(rng.choice([0, 255, int(rng.integers(256))], size).astype(np.uint8))[
-        : len(raw) - place
-    ]
+    place = int(rng.integers(0, len(raw)))
+    size = min(int(rng.integers(1, 64)), len(raw) - place)
+    raw[place : place + size] = bytes(rng.choice([0, 255, int(rng.integers(256))], size).astype(np.uint8))
     return raw
 
 

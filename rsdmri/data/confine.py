@@ -35,14 +35,16 @@ def limit_resources(memory: int, cpu_seconds: int) -> None:
             resource.setrlimit(getattr(resource, name), (soft, hard))
 
 
-def leave_network() -> None:
-    """Move to a network namespace without interfaces, if that is allowed; before any thread starts."""
+def leave_network() -> bool:
+    """Move to a network namespace without interfaces, before any thread starts; whether the system allowed it."""
     if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):
+        return False
+    try:
         unshare = ctypes.CDLL(None).unshare
-        if unshare(_NEW_NET) != 0 and os.geteuid() != 0:  # root would lose its rights over files with a user namespace
-            unshare(_NEW_USER | _NEW_NET)
+    except (OSError, AttributeError):
+        return False
+    # Root would lose its rights over files with a user namespace.
+    return unshare(_NEW_NET) == 0 or (os.geteuid() != 0 and unshare(_NEW_USER | _NEW_NET) == 0)
 
 
 def read_only(paths: Iterable[str]) -> bool:

@@ -30,6 +30,21 @@ from rsdmri.files import safe_stem
 
 _TYPES = ("complex64", "complex128", "float32", "float64", "bool")
 _LARGEST_HEAD, _MOST_ARRAYS, _MOST_AXES = 1 << 20, 16, 6
+# What Python and HDF5 need of the environment; keys and tokens that are in it stay here.
+_PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_",
+    "LD_",
+    "DYLD_",
+    "PYTHON",
+    "HDF5_",
+    "VIRTUAL_ENV",
+    "CONDA",
+    "SYSTEMROOT",
+    "TEMP",
+)
 _CURE = "if you know where the file comes from, --trust (trust=True) reads it without the guard"
 
 
@@ -161,7 +176,7 @@ def _start(where: str) -> "subprocess.Popen[bytes]":
     root = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
         "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root,
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

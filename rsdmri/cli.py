@@ -58,6 +58,7 @@ Variable = Annotated[
 ]
 Axes = Annotated[str | None, typer.Option(help="names of its axes, such as 'y x coil slice' [guessed]")]
 Frame = Annotated[int | None, typer.Option(help="time frame, echo or repetition to read [0]")]
+Trust = Annotated[bool, typer.Option("--trust", help="read files without the guard of a child process, for known ones")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -185,6 +186,7 @@ def reconstruct(
     force: Annotated[bool, typer.Option("--force", help="replace results that exist")] = False,
     device: Device = "auto",
     seed: Seed = 0,
+    trust: Trust = False,
 ) -> None:
     """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored."""
     from rsdmri.workflows.reconstruct_files import reconstruct_files
@@ -205,6 +207,7 @@ def reconstruct(
         formats=format_,
         dicom_source=dicom_source,
         force=force,
+        trust=trust,
         say=typer.echo,
     )
     failed = [row["error"] for row in rows if row.get("error")]
@@ -234,11 +237,12 @@ def inspect(
     variable: Variable = None,
     axes: Axes = None,
     frame: Frame = None,
+    trust: Trust = False,
 ) -> None:
     """Describe a scan. Dimensions, coils, geometry, sampling, noise, warnings."""
     from rsdmri.workflows.inspect_scan import inspect_scan
 
-    rows = inspect_scan(scan, png, variable=variable, axes=axes, frame=frame)
+    rows = inspect_scan(scan, png, variable=variable, axes=axes, frame=frame, trust=trust)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         typer.echo(f"{name:<{width}}  {value}")
@@ -264,6 +268,22 @@ def convert(
 
     reading = {"variable": variable, "axes": axes, "frame": frame}
     run(source, out, emulate_single_coil=emulate_singlecoil, force=force, reading=reading, say=typer.echo)
+
+
+@app.command()
+def validate(
+    scan: Annotated[Path, typer.Argument(help="fastMRI-style HDF5 file")],
+    json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    trust: Trust = False,
+) -> None:
+    """Check a scan against the schema. Each field: found, missing, odd or dangerous. Exit code 2 if it is unusable."""
+    from rsdmri.workflows.validate import format_report
+    from rsdmri.workflows.validate import validate as run
+
+    result = run(scan, trust=trust)
+    typer.echo(format_report(result, as_json=json))
+    if not result["usable"]:
+        raise InputError(result["reason"])
 
 
 @app.command()

@@ -13,7 +13,7 @@ from typing import Any
 from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.data.volumes import read_volume
 from rsdmri.errors import InputError
-from rsdmri.files import write_text
+from rsdmri.files import safe_stem, write_text
 from rsdmri.metrics.image import CONVENTION, evaluate_volume
 
 METRICS = ("nmse", "nrmse", "psnr", "ssim")
@@ -28,7 +28,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score ``reconstruction`` against ``target``; write the result to ``out`` (JSON) if given.
 
-    Each may be a file or a folder of ``.h5`` files, matched by file name. The result holds ``volumes`` (per file:
+    Each may be a file or a folder of ``.h5`` files, matched by file name (by its pseudonym where it tells of a person,
+    see `rsdmri.privacy`). The result holds ``volumes`` (per file:
     nmse, nrmse, psnr in dB, ssim, slices, target), their ``mean`` and ``two_std`` (twice the sample standard
     deviation; ``None`` for one volume), ``count``, ``targets_without_reconstruction``, ``convention``, ``versions``.
     `InputError` when a reconstruction has no target, or a pair cannot be scored.
@@ -94,16 +95,17 @@ def _pairs(reconstruction: Path, target: Path) -> tuple[dict[str, tuple[Path, Pa
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
     if not reconstruction.is_dir():
-        partner = target / reconstruction.name if target.is_dir() else target
-        if not partner.is_file():
+        name = _told_name(reconstruction)
+        partner = _by_name(target).get(name) if target.is_dir() else target
+        if partner is None or not partner.is_file():
             raise InputError(f"{target}: holds no {reconstruction.name}; targets are matched by file name")
-        return {reconstruction.name: (reconstruction, partner)}, []
-    targets = {p.name: p for p in (sorted(target.glob("*.h5")) if target.is_dir() else [target])}
-    found = {p.name: p for p in sorted(reconstruction.glob("*.h5"))}
+        return {name: (reconstruction, partner)}, []
+    targets = _by_name(target)
+    found = _by_name(reconstruction)
     if not target.is_dir():
         found = {name: p for name, p in found.items() if name in targets}
     if not found:
-        wanted = "no .h5 file" if target.is_dir() else f"no {target.name}"
+        wanted = "no .h5 file" if target.is_dir() else f"no {_told_name(target)}"
         raise InputError(f"{reconstruction}: holds {wanted} to score; give a folder of reconstructions")
     orphans = sorted(found.keys() - targets.keys())
     if orphans:
@@ -112,6 +114,20 @@ def _pairs(reconstruction: Path, target: Path) -> tuple[dict[str, tuple[Path, Pa
             f"{', ...' if len(orphans) > 3 else ''}); they are matched by file name"
         )
     return {n: (p, targets[n]) for n, p in found.items()}, sorted(targets.keys() - found.keys())
+
+
+def _by_name(path: Path) -> dict[str, Path]:
+    """Files of a folder, or the one file, by the names that `reconstruct` gives to results."""
+    named: dict[str, Path] = {}
+    for file in sorted(path.glob("*.h5")) if path.is_dir() else [path]:
+        first = named.setdefault(_told_name(file), file)
+        if first != file:
+            raise InputError(f"{path}: {first.name} and {file.name} have results of one name; rename one")
+    return named
+
+
+def _told_name(path: Path) -> str:
+    return f"{safe_stem(path)}{path.suffix}"
 
 
 def _two_std(values: list[float]) -> float | None:

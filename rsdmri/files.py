@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rsdmri.errors import InputError
+from rsdmri.privacy import pseudonymous
 
 
 @contextmanager
@@ -84,8 +85,12 @@ def output_directory(path: str | os.PathLike[str]) -> Path:
 
 
 def safe_stem(path: str | os.PathLike[str]) -> str:
-    """Name of ``path`` without folder or suffix, reduced to letters, digits and ``._-``, at most 120 characters."""
-    stem = re.sub(r"[^\w.\-]+", "_", Path(path).stem).strip("._")[:120]
+    """Name of ``path`` without folder or suffix, reduced to letters, digits and ``._-``, at most 120 characters.
+
+    One that seems to name a person becomes a pseudonym (`rsdmri.privacy`): results and logs carry it on.
+    """
+    stem = pseudonymous(Path(path).stem)
+    stem = re.sub(r"[^\w.\-]+", "_", stem).strip("._")[:120]
     return stem or "scan"
 
 

@@ -19,6 +19,7 @@ GROUND = -1
 FLOORS = {
     "rsdmri": GROUND,  # version and note; its doors to the workflows open on first use only
     "rsdmri.errors": GROUND,
+    "rsdmri.privacy": GROUND,
     "rsdmri.files": 0,
     "rsdmri.runtime": 0,
     "rsdmri.config": 0,
@@ -83,6 +84,12 @@ FLOORS = {
     "rsdmri.data.anatomy": 4,
     "rsdmri.data.simulate": 4,
     "rsdmri.data.manifest": 4,
+    "rsdmri.data.confine": 0,
+    "rsdmri.data.scan_parts": 0,
+    "rsdmri.data.schema": 4,
+    "rsdmri.data.header_check": 4,
+    "rsdmri.data.child": 5,
+    "rsdmri.data.sandbox": 5,
     "rsdmri.training.checkpoint": 4,
     "rsdmri.training.ema": 4,
     "rsdmri.training.shards": 4,
@@ -109,6 +116,7 @@ WRAPPED = {
     "sigpy": set(),
     "skimage": {"rsdmri.metrics.image"},
     "defusedxml": {"rsdmri.data.fastmri_header"},
+    "hdf5plugin": {"rsdmri.data.hdf5"},
     "finufft": {"rsdmri.physics.noncartesian"},
     "cufinufft": {"rsdmri.physics.noncartesian"},
     "deepinv": {"rsdmri.physics.adapters"},

@@ -18,7 +18,18 @@ from rsdmri import cli
 from rsdmri.data.manifest import read_manifest
 from rsdmri.workflows.run_folder import RunFolder
 
-COMMANDS = ("simulate", "train", "sample", "reconstruct", "evaluate", "inspect", "convert", "doctor", "demo")
+COMMANDS = (
+    "simulate",
+    "train",
+    "sample",
+    "reconstruct",
+    "evaluate",
+    "inspect",
+    "convert",
+    "validate",
+    "doctor",
+    "demo",
+)
 
 
 @pytest.fixture
@@ -259,10 +270,11 @@ OPTIONS = {
               "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--steps": 18, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
-                    "--format": "h5,png", "--force": None, "--dicom-source": None},
+                    "--format": "h5,png", "--force": None, "--dicom-source": None, "--trust": None},
     "evaluate": {"--out": None},
-    "inspect": {"--png": None, "--variable": None, "--axes": None, "--frame": None},
+    "inspect": {"--png": None, "--variable": None, "--axes": None, "--frame": None, "--trust": None},
     "convert": {"--emulate-singlecoil": None, "--force": None, "--variable": None, "--axes": None, "--frame": None},
+    "validate": {"--json": None, "--trust": None},
     "demo": {"--quick": None},
     "doctor": {},
 }  # fmt: skip

@@ -3,6 +3,9 @@
 The mask of a fully sampled file is drawn once per (file, slice) from a stored seed and never changes; what it leaves
 out is never used (`read_acquired`). Coil maps and scale come from the acquired centre alone. Batches depend on
 (seed, step) only, so that a resumed run sees what an uninterrupted one would have seen.
+
+Slices are read in this process, not in a guarded child (`rsdmri.data.sandbox`), because training reads them many times:
+a training set is to be known beforehand, by the hashes of its manifest. The checks of `hdf5` hold all the same.
 """
 
 from collections import OrderedDict

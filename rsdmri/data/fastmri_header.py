@@ -7,6 +7,7 @@ leave the file.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from rsdmri.data.scan import Header
 
@@ -62,26 +63,15 @@ def parse_protocol(text: bytes) -> tuple[Protocol, tuple[str, ...]]:
     Raises:
         HeaderRefused: more than 1 MB, a DTD or entities.
     """
-    from defusedxml import ElementTree
-    from defusedxml.common import DefusedXmlException
-
-    if len(text) > LARGEST:
-        raise HeaderRefused(f"is {len(text):,} bytes, more than {LARGEST:,}")
-    try:
-        root = ElementTree.fromstring(text, forbid_dtd=True)
-    except DefusedXmlException:
-        raise HeaderRefused("declares a DTD or entities") from None
-    except (ElementTree.ParseError, ValueError, LookupError):  # LookupError: an encoding that Python does not have
+    root = header_root(text)
+    if root is None:
         return Protocol(), ("header is not well-formed XML; using array sizes",)
-
     warnings: list[str] = []
     tesla, times, siemens, bandwidth = _conditions(root)
-    encoding = next((element for element in root.iter() if _local(element.tag) == "encoding"), None)
-    if encoding is None:
+    found = _encoding(root)
+    if found is None:
         header = Header(None, None, None, None, tesla, *times)
         return Protocol(header), ("header has no encoding section; using array sizes",)
-    found: dict[str, list[str]] = {}
-    _collect(encoding, "", found)
 
     def triple(path: str, convert: Callable[[str], float], largest: float) -> tuple[float, ...] | None:
         names = [f"{path}/{axis}" for axis in "xyz"]
@@ -114,6 +104,36 @@ def parse_protocol(text: bytes) -> tuple[Protocol, tuple[str, ...]]:
         noise_bandwidth=bandwidth,
     )
     return protocol, tuple(warnings)
+
+
+def header_root(text: bytes) -> Any:
+    """Root element of a header, None if it is not well-formed; `HeaderRefused` as `parse_header` says."""
+    from defusedxml import ElementTree
+    from defusedxml.common import DefusedXmlException
+
+    if len(text) > LARGEST:
+        raise HeaderRefused(f"is {len(text):,} bytes, more than {LARGEST:,}")
+    try:
+        return ElementTree.fromstring(text, forbid_dtd=True)
+    except DefusedXmlException:
+        raise HeaderRefused("declares a DTD or entities") from None
+    except (ElementTree.ParseError, ValueError, LookupError):  # LookupError: an encoding that Python does not have
+        return None
+
+
+def encoding_texts(root: Any) -> dict[str, str] | None:
+    """Texts of the geometry of the first encoding by path, such as encodedSpace/matrixSize/x; None without one."""
+    found = _encoding(root)
+    return None if found is None else {path: texts[0] for path, texts in found.items()}
+
+
+def _encoding(root: Any) -> dict[str, list[str]] | None:
+    encoding = next((element for element in root.iter() if local_name(element.tag) == "encoding"), None)
+    if encoding is None:
+        return None
+    found: dict[str, list[str]] = {}
+    _collect(encoding, "", found)
+    return found
 
 
 def format_header(header: Header) -> bytes:
@@ -154,7 +174,7 @@ def format_header(header: Header) -> bytes:
     ).encode()
 
 
-def _local(tag: object) -> str:
+def local_name(tag: object) -> str:
     """Element name without its namespace; comments and processing instructions have none."""
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
@@ -165,13 +185,13 @@ _ALLOWED = {
 }
 _LEAVES = {"x", "y", "z", "minimum", "center", "maximum", "trajectory"}
 _SYSTEM = {"systemFieldStrength_T", "systemVendor", "relativeReceiverNoiseBandwidth"}
-_TIMES = ("TE", "TR", "TI", "flipAngle_deg")
+_TIMES = ("TE", "TR", "flipAngle_deg", "TI")
 
 
 def _collect(element: object, path: str, found: dict[str, list[str]], leaves: frozenset[str] | None = None) -> None:
     """Texts of the allowed leaves below ``element`` by path; at most three levels deep."""
     for child in element:  # type: ignore[attr-defined]
-        name = _local(child.tag)
+        name = local_name(child.tag)
         here = f"{path}/{name}" if path else name
         if leaves is None and name in _ALLOWED and path.count("/") < 2:
             _collect(child, here, found)
@@ -182,12 +202,12 @@ def _collect(element: object, path: str, found: dict[str, list[str]], leaves: fr
 
 
 def _conditions(root: object) -> tuple[float | None, list[tuple[float, ...] | None], bool, float | None]:
-    """Field strength, (TE, TR, TI, flip angles), whether the vendor is Siemens, noise bandwidth."""
+    """Field strength, (TE, TR, flip angles, TI), whether the vendor is Siemens, noise bandwidth."""
     found: dict[str, list[str]] = {}
     for section in root:  # type: ignore[attr-defined]
-        if _local(section.tag) == "acquisitionSystemInformation":
+        if local_name(section.tag) == "acquisitionSystemInformation":
             _collect(section, "", found, frozenset(_SYSTEM))
-        elif _local(section.tag) == "sequenceParameters":
+        elif local_name(section.tag) == "sequenceParameters":
             _collect(section, "", found, frozenset(_TIMES))
     tesla = _number(found, "systemFieldStrength_T", float)
     bandwidth = _number(found, "relativeReceiverNoiseBandwidth", float)

@@ -7,7 +7,7 @@ storage, no walk over the file's tree. What remains are bugs of the HDF5 library
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -15,6 +15,11 @@ import h5py
 from rsdmri.errors import InputError
 
 PathLike = str | os.PathLike[str]
+
+
+class DangerousFile(InputError):
+    """A file that points out of itself or declares far more than it holds: not a mistake that a scanner makes."""
+
 
 _BOMB_BYTES, _BOMB_RATIO = 4 << 30, 1000
 
@@ -42,6 +47,8 @@ def open_hdf5(path: PathLike) -> Iterator[h5py.File]:
             raise FileNotFoundError
         if source.is_dir():
             raise InputError(f"{where}: is a folder, not a scan; give an .h5 file")
+        if source.exists() and not source.is_file():
+            raise InputError(f"{where}: is a pipe or a device, not a file; give an .h5 file")
         if source.stat().st_size == 0:
             raise InputError(f"{where}: is empty (0 bytes); copy or download it again")
         if not h5py.is_hdf5(source):
@@ -57,7 +64,9 @@ def open_hdf5(path: PathLike) -> Iterator[h5py.File]:
     except PermissionError:
         raise InputError(f"{where}: cannot be read (permission denied); check its permissions") from None
     except MemoryError:
-        raise InputError(f"{where}: does not fit in memory; read fewer slices at a time") from None
+        raise InputError(
+            f"{where}: does not fit in memory; read fewer slices at a time, or without limits (--trust)"
+        ) from None
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{where}: {_explain(error)}") from None
 
@@ -78,7 +87,8 @@ def get_group(file: h5py.File, name: str, where: str) -> h5py.Group | None:
     """The group called ``name`` at the top of ``file``, None if there is none.
 
     Raises:
-        InputError: it is a soft or external link, or no group.
+        DangerousFile: it is a soft or external link.
+        InputError: it is no group.
     """
     found = _hard_linked(file, name, where)
     if found is not None and not isinstance(found, h5py.Group):
@@ -93,7 +103,7 @@ def _hard_linked(parent: h5py.Group, name: str, where: str) -> h5py.Group | h5py
         return None
     if not isinstance(link, h5py.HardLink):
         kind = "an external link to another file" if isinstance(link, h5py.ExternalLink) else "a soft link"
-        raise InputError(f"{where}: '{name}' is {kind}, which is refused; store the data themselves in the file")
+        raise DangerousFile(f"{where}: '{name}' is {kind}, which is refused; store the data themselves in the file")
     return parent[name]
 
 
@@ -101,8 +111,9 @@ def get_dataset(file: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
     """The plain data set called ``name`` in ``file``, a file or group, None if there is none.
 
     Raises:
-        InputError: it is a soft or external link, a group, external or virtual storage, needs a filter that is not
-            installed, or declares far more bytes than are stored.
+        InputError: it is a group, has no shape or needs a filter that is not installed.
+        DangerousFile: it is a soft or external link, external or virtual storage, or declares far more bytes than are
+            stored.
     """
     found = _hard_linked(file, name, where)
     if found is None:
@@ -110,9 +121,11 @@ def get_dataset(file: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
     if not isinstance(found, h5py.Dataset):
         raise InputError(f"{where}: '{name}' is a {type(found).__name__.lower()}, not an array; store it as a data set")
     if found.external:
-        raise InputError(f"{where}: '{name}' keeps its data in another file, which is refused; store them in this one")
+        raise DangerousFile(
+            f"{where}: '{name}' keeps its data in another file, which is refused; store them in this one"
+        )
     if found.is_virtual:
-        raise InputError(
+        raise DangerousFile(
             f"{where}: '{name}' is a virtual data set over other files, which is refused; store it plainly"
         )
     if found.shape is None:
@@ -120,17 +133,25 @@ def get_dataset(file: h5py.Group, name: str, where: str) -> h5py.Dataset | None:
     properties = found.id.get_create_plist()
     for index in range(properties.get_nfilters()):
         code = properties.get_filter(index)[0]
-        if not h5py.h5z.filter_avail(code):
+        if not _has_filter(code):
             raise InputError(
                 f"{where}: '{name}' is compressed with HDF5 filter {code}, which is not installed; "
                 "python -m pip install hdf5plugin, or store it uncompressed or with gzip"
             )
     declared, stored = found.size * found.dtype.itemsize, found.id.get_storage_size()
     if declared > _BOMB_BYTES and declared > _BOMB_RATIO * max(stored, 1):
-        raise InputError(
+        raise DangerousFile(
             f"{where}: '{name}' declares {declared:,} bytes but stores {stored:,}; not a plausible scan, refused"
         )
     return found
+
+
+def _has_filter(code: int) -> bool:
+    """Whether a filter is there; those of the package hdf5plugin, if it is installed, register when it is imported."""
+    if not h5py.h5z.filter_avail(code):
+        with suppress(ImportError):
+            import hdf5plugin  # noqa: F401
+    return bool(h5py.h5z.filter_avail(code))
 
 
 def top_names(file: h5py.Group, limit: int = 8) -> str:

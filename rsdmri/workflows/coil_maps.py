@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rsdmri.data.hdf5 import shown
-from rsdmri.data.maps import read_maps
+from rsdmri.data.sandbox import load_maps
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
 from rsdmri.physics.coils import espirit_maps
@@ -16,9 +16,9 @@ from rsdmri.physics.noise import estimate_covariance
 from rsdmri.physics.whitening import whiten, whitening_matrix
 
 
-def with_maps(scan: Scan, path: str | os.PathLike[str]) -> Scan:
+def with_maps(scan: Scan, path: str | os.PathLike[str], *, trust: bool = False) -> Scan:
     """``scan`` with the coil maps of a file, see `rsdmri.data.maps`; `InputError` where they do not fit."""
-    maps = read_maps(path, scan.kspace.shape)
+    maps = load_maps(path, scan.kspace.shape, trust=trust)
     if maps.ndim == 5:
         if maps.shape[1] > 1:
             raise InputError(

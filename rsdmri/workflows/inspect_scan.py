@@ -13,6 +13,7 @@ from rsdmri.physics.map_quality import map_quality
 from rsdmri.physics.noise import NoiseEstimate, noise_level
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import sense
+from rsdmri.privacy import personal_kinds
 from rsdmri.reconstruction.classical import sense_cg, sense_strength
 from rsdmri.runtime import prepare_process
 from rsdmri.workflows.reconstruct import load_scan
@@ -21,14 +22,14 @@ from rsdmri.workflows.slices import scan_noise
 Row = tuple[str, str]
 
 
-def inspect_scan(path: Path, png: Path | None = None, **reading: Any) -> list[Row]:
+def inspect_scan(path: Path, png: Path | None = None, *, trust: bool = False, **reading: Any) -> list[Row]:
     """Rows (what, value) that describe the scan ``path``; with ``png`` also a picture of its middle slice.
 
     ``reading`` are options of `load_scan`. Nothing personal is read or shown. `InputError` says what is wrong with a
     file that cannot be read.
     """
     prepare_process()
-    scan = load_scan(path, **reading)
+    scan = load_scan(path, trust, **reading)
     mask = torch.from_numpy(np.array(scan.mask))
     noise = scan_noise(scan, mask)
     rows = [*_dimensions(scan), *_sampling(scan, mask)]
@@ -39,6 +40,8 @@ def inspect_scan(path: Path, png: Path | None = None, **reading: Any) -> list[Ro
         rows += [*_noise(noise, prepared), *_maps(prepared, index)]
     except InputError as error:
         rows += [*_noise(noise), ("coil maps", f"none: {error}")]
+    if personal_kinds(path.stem):
+        rows.append(("warning", f"the name of the file seems to hold {' and '.join(personal_kinds(path.stem))}"))
     rows += [("warning", warning) for warning in scan.warnings]
     if png is not None:
         _picture(scan, index, prepared, png)

@@ -12,6 +12,7 @@ from rsdmri.data.hdf5 import shown
 from rsdmri.errors import InputError
 from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
+from rsdmri.privacy import personal_kinds
 from rsdmri.progress import progress
 from rsdmri.runtime import select_device
 from rsdmri.workflows.export import Destination, check_free, destinations, export, identity
@@ -35,6 +36,7 @@ def reconstruct_files(
     formats: Sequence[str] | None = None,
     dicom_source: str | os.PathLike[str] | None = None,
     force: bool = False,
+    trust: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Reconstruct files into the folder ``out``: ``STEM.h5`` in fastMRI's submission form and ``STEM.png``.
@@ -65,7 +67,7 @@ def reconstruct_files(
     writing: dict[str, Any] = {"source": dicom_source, "force": force}
     rows: list[dict[str, Any]] = []
     options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
-    options |= {"device": device, "maps": maps, "calibration": calibration, "map_sets": map_sets}
+    options |= {"device": device, "maps": maps, "calibration": calibration, "map_sets": map_sets, "trust": trust}
     for path, target in zip(sources, targets, strict=True):
         try:
             rows.append(_one_file(path, target, network, options, writing, dict(reading or {}), say))
@@ -89,13 +91,16 @@ def _one_file(
     reading: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    scan = load_scan(path, **reading)
+    scan = load_scan(path, options["trust"], **reading)
     spread = options["method"] == "rsd" and options["samples"] > 1
     wanted = target.paths(options["method"], spread, scan.acquisition)
     check_free(target.folder, list(wanted.values()), writing["force"])
     with progress(f"Reconstructing {scan.name}", total=len(scan.kspace)) as bar:
         result = reconstruct(scan, prior=prior, advance=bar.advance, **options)
     paths = export(result, target, picture=_picture, **writing)
+    kinds = personal_kinds(path.stem)
+    if kinds:
+        say(f"{scan.name}: a pseudonym, as the name of the file seems to hold {' and '.join(kinds)}")
     for line in _summary(result):
         say(line)
     row = {name: result.attrs[name] for name in ("method", "acceleration", "seconds_per_slice")}

@@ -19,6 +19,7 @@ from rsdmri.diffusion.objectives import Batch
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
 from rsdmri.priors import BANK_BYTES, Acquisitions, Prior, build_denoiser, load_prior, save_prior
+from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
 from rsdmri.runtime import numpy_generator, prepare_process, select_device, torch_generator
 from rsdmri.training.checkpoint import latest_checkpoint, save_checkpoint
@@ -73,7 +74,7 @@ def train(
     folder = None if dry_run else RunFolder(out)
     with folder.lock() if folder is not None else _nothing():
         if folder is not None:
-            folder.adopt(config)
+            folder.adopt(_recorded(config))
         try:
             _check_before(config, out, stage)
             slices, plan, source = _open(config, out, say)
@@ -84,7 +85,7 @@ def train(
             if folder is not None:
                 folder.give_up()
             raise
-        trainer = Trainer(config, folder, slices, plan, target, source, say)
+        trainer = Trainer(_recorded(config), folder, slices, plan, target, source, say)
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
         trainer.run(stage, split_budget(left, config.teacher.share, stage))
     return out
@@ -268,6 +269,15 @@ def _nothing() -> Iterator[None]:
     yield
 
 
+def _recorded(config: Config) -> Config:
+    """The configuration as files may keep it: folders that tell of a person become pseudonyms."""
+    if not config.data.path:
+        return config
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"path": pseudonymous_path(config.data.path)})}
+    )
+
+
 def _check_before(config: Config, out: Path, stage: StageName) -> None:
     """Refuse at once what would otherwise fail after minutes of simulating and preparing."""
     law = mask_law(config)
@@ -279,7 +289,7 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
 
 def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, str]:
     if config.data.path:
-        source, words = Path(config.data.path), config.data.path
+        source, words = Path(config.data.path), pseudonymous_path(config.data.path)
     else:
         say("no --data given: training on simulated scans (warped ICBM152 anatomy)")
         source, words = simulate_into(config, out / "data"), "simulated scans"

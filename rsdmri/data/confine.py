@@ -16,16 +16,22 @@ _NO_NEW_PRIVILEGES = 38  # prctl(2)
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _EVERY_ACCESS, _READ_FILE, _READ_FOLDER = (1 << 13) - 1, 1 << 2, 1 << 3  # what the first version of Landlock handles
 _OPEN_FILES = 128
+_LIBRARIES = 16 << 30  # bytes of address space
 
 
 def limit_resources(memory: int, cpu_seconds: int) -> None:
-    """Bound address space in bytes and processor time; no core dumps, no file written, few open."""
+    """Bound memory in bytes and processor time; no core dumps, no file written, few open.
+
+    Data count against ``memory``; the address space may be larger, as the libraries of a CUDA build of torch map
+    gigabytes that they never touch.
+    """
     try:
         import resource
     except ImportError:  # Windows
         return
     for name, soft, hard in (
-        ("RLIMIT_AS", memory, memory),
+        ("RLIMIT_DATA", memory, memory),
+        ("RLIMIT_AS", memory + _LIBRARIES, memory + _LIBRARIES),
         ("RLIMIT_CPU", cpu_seconds, cpu_seconds + 1),
         ("RLIMIT_FSIZE", 0, 0),
         ("RLIMIT_NOFILE", _OPEN_FILES, _OPEN_FILES),
@@ -87,4 +93,5 @@ def _own_folders() -> list[str]:
     modules = [folder for folder in sys.path if folder and os.path.abspath(folder) != os.path.dirname(package)]
     named = [os.environ.get(name, "") for name in ("LD_LIBRARY_PATH", "HDF5_PLUGIN_PATH")]
     system = ["/lib", "/lib64", "/usr/lib", "/usr/local/lib", "/etc/ld.so.cache", sys.prefix, sys.base_prefix]
+    system += ["/dev/urandom", "/proc/cpuinfo", "/sys/devices/system/cpu"]  # torch looks at these when it is imported
     return [package, *modules, *(folder for folder in os.pathsep.join(named).split(os.pathsep) if folder), *system]

@@ -37,7 +37,7 @@ def first_bytes(path: PathLike, count: int) -> bytes:
         if Path(path).is_dir():
             raise InputError(f"{where}: is a folder; give a file")
         if not Path(path).is_file() and Path(path).exists():
-            raise InputError(f"{where}: is no regular file (a pipe or device); give a file")
+            raise InputError(f"{where}: is a pipe or a device, not a file; give a file")
         with open(path, "rb") as file:
             start = file.read(count)
         if not start:

@@ -50,8 +50,7 @@ def reconstruct_files(
         out: folder, or for one scan a file whose suffix says the format: .nii.gz, .dcm, .h5, .png, .cfl.
         formats: some of `rsdmri.workflows.export.FORMATS`; None: h5 and png, or what ``out`` says.
         dicom_source: DICOM file of the same examination, for its Study and FrameOfReference UIDs.
-        force: replace results that exist.
-        reading: options of `load_scan`.
+        force, reading: whether to replace results that exist; options of `load_scan`.
         say: takes each line for the user.
 
     Raises:

@@ -51,8 +51,20 @@ def test_blocks_of_any_size_give_the_same(tmp_path, monkeypatch):
     path = write(tmp_path / "a.h5", header((16, 12, 1)), readouts)
     for size in (1, 3 * 8 * COILS * 16, 1 << 20):
         monkeypatch.setattr(reader, "_BLOCK_BYTES", size)
-        monkeypatch.setattr(reader, "_HEADS_AT_ONCE", max(1, size % 7))
         np.testing.assert_array_equal(read_ismrmrd(path).kspace, kspace)
+
+
+def test_memory_does_not_grow_with_every_read(tmp_path):
+    """HDF5 leaks samples that a read of the heads alone does not ask for: the file's size at every read."""
+    resource = pytest.importorskip("resource", reason="measures memory")
+    kspace = np.ones((COILS, 512, 256), np.complex64)
+    path = write(tmp_path / "a.h5", header((512, 256, 1)), lines(kspace))
+    assert path.stat().st_size > 3_000_000
+    peak = []
+    for _ in range(12):
+        read_ismrmrd(path)
+        peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    assert peak[-1] - peak[3] < 8  # MB in eight reads; 25 leaked
 
 
 def test_readouts_that_are_no_imaging_are_left_out_by_name(tmp_path):

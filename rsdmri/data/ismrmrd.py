@@ -23,8 +23,8 @@ from rsdmri.files import safe_stem
 
 __all__ = ["read_ismrmrd", "write_ismrmrd"]
 
-_BLOCK_BYTES = 32 << 20
-_MOST_LINES, _HEADS_AT_ONCE = 1 << 24, 1 << 15
+_BLOCK_BYTES = 8 << 20
+_MOST_LINES, _HEADS_AT_ONCE = 1 << 24, 1 << 12
 _COUNTERS = ("kspace_encode_step_1", "kspace_encode_step_2", "slice", "contrast", "repetition", "set", "phase")
 
 
@@ -65,7 +65,8 @@ def read_ismrmrd(
             raise InputError(f"{where}: no group 'dataset' (it holds {top_names(file)}); is it an ISMRMRD file?")
         protocol, warnings = _read_protocol(group, where)
         data = _acquisitions(group, where)
-        lines = _read_lines(data, where)
+        step = _BLOCK_BYTES * len(data) // os.stat(path).st_size
+        lines = _read_lines(data, min(max(1, step), _HEADS_AT_ONCE))
         _require_stored(path, lines, where)
         return scan_from_readouts(
             Readouts(where, lines, lambda numbers: _read_samples(data, lines, numbers, where)),
@@ -120,13 +121,15 @@ def _acquisitions(group: h5py.Group, where: str) -> h5py.Dataset:
     return data
 
 
-def _read_lines(data: h5py.Dataset, where: str) -> np.ndarray:
-    """What is used of the heads of all readouts, (n,) of ``LINE``."""
+def _read_lines(data: h5py.Dataset, step: int) -> np.ndarray:
+    """What is used of the heads of all readouts, (n,) of ``LINE``.
+
+    Whole records are read, ``step`` at once, and their samples dropped: HDF5 leaks those that are not asked for.
+    """
     lines = np.zeros(len(data), LINE)
-    for start in range(0, len(data), _HEADS_AT_ONCE):
-        head = data.fields("head")[start : start + _HEADS_AT_ONCE]
-        head = head.reshape(len(head))
-        part = lines[start : start + len(head)]
+    for start in range(0, len(data), step):
+        head = data[start : start + step].reshape(-1)["head"]
+        part = lines[start : start + step]
         for name in LINE.names or ():
             part[name] = head["idx"][name] if name in _COUNTERS else head[name]
     lines["sample_time_us"][~np.isfinite(lines["sample_time_us"])] = 0
@@ -147,15 +150,14 @@ def _require_stored(path: PathLike, lines: np.ndarray, where: str) -> None:
 def _read_samples(
     data: h5py.Dataset, lines: np.ndarray, numbers: np.ndarray, where: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Samples of the readouts ``numbers`` (ascending, of one size), in blocks of about 32 MB."""
+    """Samples of the readouts ``numbers`` (ascending, of one size), in blocks of about 8 MB."""
     size, coils = (int(lines[name][numbers[0]]) for name in ("number_of_samples", "active_channels"))
     step = max(1, _BLOCK_BYTES // (8 * size * coils))
-    samples = data.fields("data")
     for block in np.split(numbers, range(step, len(numbers), step)):
         values = np.empty((len(block), coils, size), np.complex64)
         for run in np.split(block, np.flatnonzero(np.diff(block) > 1) + 1):
             first = int(np.searchsorted(block, run[0]))
-            found = samples[int(run[0]) : int(run[-1]) + 1].reshape(-1)
+            found = data[int(run[0]) : int(run[-1]) + 1].reshape(-1)["data"]
             for offset, one in enumerate(found):
                 if len(one) != 2 * size * coils:
                     raise InputError(

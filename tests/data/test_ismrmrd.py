@@ -51,8 +51,20 @@ def test_blocks_of_any_size_give_the_same(tmp_path, monkeypatch):
     path = write(tmp_path / "a.h5", header((16, 12, 1)), readouts)
     for size in (1, 3 * 8 * COILS * 16, 1 << 20):
         monkeypatch.setattr(reader, "_BLOCK_BYTES", size)
-        monkeypatch.setattr(reader, "_HEADS_AT_ONCE", max(1, size % 7))
         np.testing.assert_array_equal(read_ismrmrd(path).kspace, kspace)
+
+
+def test_memory_does_not_grow_with_every_read(tmp_path):
+    """HDF5 leaks samples that a read of the heads alone does not ask for: the file's size at every read."""
+    resource = pytest.importorskip("resource", reason="measures memory")
+    kspace = np.ones((COILS, 512, 256), np.complex64)
+    path = write(tmp_path / "a.h5", header((512, 256, 1)), lines(kspace))
+    assert path.stat().st_size > 3_000_000
+    peak = []
+    for _ in range(12):
+        read_ismrmrd(path)
+        peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    assert peak[-1] - peak[3] < 8  # MB in eight reads; 25 leaked
 
 
 def test_readouts_that_are_no_imaging_are_left_out_by_name(tmp_path):
@@ -180,12 +192,17 @@ def test_asymmetric_echo(tmp_path, discard):
     assert "asymmetric echo: 11 of 16 readout samples acquired" in scan.warnings
 
 
-def test_asymmetric_echo_with_oversampling(tmp_path):
-    kspace = kspace_of(np.pad(draw(COILS, 8, 12), ((0, 0), (12, 12), (0, 0))))  # 32 measured rows, object in the middle
-    text = header((32, 12, 1), (16, 12, 1))
-    scan = read_ismrmrd(write(tmp_path / "a.h5", text, lines(kspace[:, 10:], center=6)))
-    np.testing.assert_array_equal(scan.mask[:, 0], np.arange(16) >= 5)
-    full = kspace_of(image_of(kspace, (-2,))[:, 8:24], (-2,))
+@pytest.mark.parametrize(("measured", "kept", "first"), [(32, 16, 10), (30, 15, 11)])
+def test_asymmetric_echo_with_oversampling(tmp_path, measured, kept, first):
+    edge = measured // 2 - kept // 2
+    image = np.zeros((COILS, measured, 12), complex)
+    image[:, edge + 4 : edge + kept - 4] = draw(COILS, kept - 8, 12)
+    kspace = kspace_of(image)
+    text = header((measured, 12, 1), (kept, 12, 1))
+    path = write(tmp_path / "a.h5", text, lines(kspace[:, first:], center=measured // 2 - first))
+    scan = read_ismrmrd(path)
+    np.testing.assert_array_equal(scan.mask[:, 0], np.arange(kept) >= 5)  # 2 i (+ 1) >= first
+    full = kspace_of(image[:, edge : edge + kept])
     error = np.abs(scan.kspace[0] - full)[:, 8:]  # away from the end, where the cut echo rings
     assert error.mean() < 0.2 * np.abs(full[:, 8:]).mean()
     assert (scan.kspace[0][:, :5] == 0).all()
@@ -204,7 +221,8 @@ def test_averages_are_weighted_by_how_often_a_line_was_measured(tmp_path):
     expected[..., 4:8] = parts[..., 4:8].mean(0)
     np.testing.assert_allclose(scan.kspace[0], expected, atol=1e-6)
     share = (8 / 2 + 4 / 4) / 12
-    np.testing.assert_allclose(scan.noise_cov, share * covariance, rtol=0.2, atol=0.1)
+    spread = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)).real / noise.shape[1])
+    assert (np.abs(scan.noise_cov / share - covariance) < 4 * spread).all()
     assert any("averaged 2 to 4 times" in words for words in scan.warnings)
 
 
@@ -252,7 +270,7 @@ def test_an_interrupted_slice_is_left_out_by_name(tmp_path):
     assert "slices left out, with fewer acquired lines than the others: 1" in scan.warnings
 
 
-@pytest.mark.parametrize(("depth", "kept"), [(6, 6), (7, 7), (8, 6)])
+@pytest.mark.parametrize(("depth", "kept"), [(6, 6), (7, 7), (8, 6), (7, 4), (8, 5)])
 def test_full_partitions_become_slices(tmp_path, depth, kept):
     volume = draw(depth, COILS, 16, 12)
     kspace = kspace_of(volume, (0,))
@@ -331,7 +349,7 @@ def test_an_asymmetric_object_lies_where_the_geometry_says(tmp_path, measured, k
     assert any("Siemens" in words for words in scan.warnings) == bool(vendor)
 
 
-@pytest.mark.parametrize(("depth", "kept"), [(6, 6), (7, 7), (8, 6)])
+@pytest.mark.parametrize(("depth", "kept"), [(6, 6), (7, 7), (8, 6), (8, 5)])
 def test_a_point_of_a_slab_lies_where_the_geometry_says(tmp_path, depth, kept):
     centre, plane = np.array([1.0, 2.0, 3.0]), 2
     point = centre + plane * 4.0 * OBLIQUE[2] + 2.0 * OBLIQUE[0]

@@ -50,7 +50,11 @@ FLOORS = {
     "rsdmri.diffusion.objectives": 3,
     "rsdmri.diffusion.sample": 3,
     "rsdmri.distillation.*": 4,
+    "rsdmri.data.remote": 4,
     "rsdmri.data.hdf5": 4,
+    "rsdmri.data.kspace": 4,
+    "rsdmri.data.slice_reader": 4,
+    "rsdmri.data.slice_cache": 4,
     "rsdmri.data.sampling": 4,
     "rsdmri.data.fastmri": 4,
     "rsdmri.data.fastmri_header": 4,
@@ -87,6 +91,7 @@ WRAPPED = {
     "cufinufft": {"rsdmri.physics.noncartesian"},
     "deepinv": {"rsdmri.physics.adapters"},
     "mrpro": {"rsdmri.physics.adapters"},
+    "fsspec": {"rsdmri.data.remote"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "random", "torchvision"}
 

@@ -1,4 +1,4 @@
-"""Files behind a URI (``s3://``, ``gs://``, ``http(s)://``, ``memory://``), read through fsspec a few blocks at a time.
+"""Files behind a URI (``s3://``, ``http(s)://``, ``memory://``), read through fsspec a few blocks at a time.
 
 A location is a `Path`, or a URI as text; ``file://`` URIs are paths. Credentials come from where fsspec's file systems
 look for them (environment, configuration files). Messages show a URI without user, password, query and fragment, and
@@ -20,7 +20,7 @@ from rsdmri.errors import InputError
 
 Location = Path | str
 
-PROTOCOLS = ("http", "https", "s3", "gs", "memory")
+PROTOCOLS = ("http", "https", "s3", "memory")
 BLOCK, BLOCKS = 2 << 20, 4  # bytes of a block, blocks kept of one open file
 _CURE = "python -m pip install 'rsdmri[remote]'"
 
@@ -195,7 +195,7 @@ def _explained(uri: str) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{public(uri)}: no such file or folder; check the address") from None
+        raise InputError(f"{public(uri)}: no such file or folder, or no server; check the address") from None
     except PermissionError:
         raise InputError(f"{public(uri)}: access denied; check your credentials for it") from None
     except Exception as error:

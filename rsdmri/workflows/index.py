@@ -190,7 +190,8 @@ def _entry(source: _Source, record: _Record, rules: IndexRules) -> ManifestEntry
 def _sources(root: Location) -> tuple[list[_Source], dict[str, str]]:
     """Files below ``root`` by name, and those whose very names cannot stand in a manifest."""
     if isinstance(root, str):
-        found = [_Source(f.uri, f.relative, f.size, f.stamp) for f in list_files(root, SUFFIXES, recursive=True)]
+        files = [f for f in list_files(root, SUFFIXES, recursive=True) if not f"/{f.relative}".count("/.")]
+        found = [_Source(f.uri, f.relative, f.size, f.stamp) for f in files]
     elif not root.is_dir():
         raise InputError(f"{shown(root)}: no such folder; give the folder that holds the scans")
     else:

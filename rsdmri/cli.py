@@ -113,7 +113,7 @@ def index(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="folder of scans, path or URI; searched recursively")],
     out: Annotated[Path, typer.Option("--out", "-o", help="manifest to write")] = Path("manifest.tsv"),
     splits: Annotated[
-        str, typer.Option(help="shares of train,val,test by subject; or one of these for all; or folders")
+        str, typer.Option(help="shares of train,val,test by subject; one split for all; or folders, whose names tell")
     ] = "0.8,0.1,0.1",
     subject: Annotated[str, typer.Option(help="pattern for the path; group 1 is the subject [patient_id]")] = "",
     anatomy: Annotated[str, typer.Option(help="anatomy of all scans")] = "",

@@ -3,6 +3,7 @@
 import functools
 import threading
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import h5py
@@ -154,7 +155,7 @@ def test_an_interrupted_connection_is_one_line(folder):
 class Store(BaseHTTPRequestHandler):
     """The three S3 requests that reading needs: HEAD, GET with a range, and a listing, of one bucket in memory."""
 
-    files: dict[str, bytes] = {}
+    files: ClassVar[dict[str, bytes]] = {}
 
     def do_HEAD(self):
         self.answer(body=False)

@@ -1,4 +1,4 @@
-"""Values kept on disk: what goes in comes out, damage counts as absence, the limit holds with four processes at once."""
+"""Values kept on disk: what goes in comes out, damage counts as absence, four processes keep the limit."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""rsdmri index: manifests that are right, resumable and without names; broken files are set aside by name and reason."""
+"""rsdmri index: manifests that are right, resumable, without names; broken files are set aside with the reason."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_other_sources_of_splits_and_subjects(folder, tmp_path):
     run(folder, out, splits="test", anatomy="heart")
     assert {(e.split, e.anatomy) for e in read_manifest(out)} == {("test", "heart")}
     (folder / "multicoil_train").rename(folder / "other")
-    with pytest.raises(InputError, match="--splits folders: no folder of scans/other/s00.h5"):
+    with pytest.raises(InputError, match=r"--splits folders: no folder of scans/other/s00\.h5"):
         run(folder, out, splits="folders")
 
 

@@ -24,7 +24,7 @@ from rsdmri.data.slice_reader import SliceReader
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
 from rsdmri.physics.noise import NoiseEstimate, combine_estimates, estimate_covariance
-from rsdmri.physics.prepare import PreparedSlice, prepare_known, prepare_slice
+from rsdmri.physics.prepare import PreparedSlice, prepare_known, prepare_slice, scale_slice
 from rsdmri.runtime import numpy_generator
 
 _LEAST_ACS = 4  # lines that coil maps need
@@ -220,6 +220,15 @@ class TrainingSlices:
         self._disk.store(key, {"maps": prepared.maps, "intensity": prepared.intensity, "scale": scale_tensor})
         return prepared
 
+    def _scaled(self, item: int) -> tuple[Tensor, Tensor, float]:
+        """K-space, mask and noise level of a prepared slice, without waiting for coil maps."""
+        if item in self._cache:
+            known = self._cache[item]
+            return known.kspace, known.mask, known.sigma_y
+        ref = self.slices[item]
+        noise = self.noise_of(ref.path)
+        return scale_slice(self._read(ref), ref.mask, noise=noise)
+
     def _read(self, ref: SliceRef) -> Tensor:
         """Acquired samples, in a buffer that the next call of the same thread fills again."""
         shape = (ref.file.coils, ref.file.y, ref.file.x)
@@ -293,13 +302,12 @@ class TrainingSlices:
         count = min(most, len(self))
         powers = []
         for item in [k * len(self) // count for k in range(count)]:
-            ref, prepared = self.slices[item], self[item]
+            ref = self.slices[item]
+            kspace, mask, sigma_y = self._scaled(item)
             density = self._density(ref).clamp_min(1e-6)
-            support = prepared.maps.abs().square().sum(0)
-            samples = prepared.kspace.abs().square().sum(0)
-            noise = prepared.sigma_y**2 * prepared.kspace.shape[0]
-            lines = torch.where(prepared.mask, (samples - noise) / density, 0)
-            powers.append(float(lines.sum() / (2 * support.numel())))
+            samples = kspace.abs().square().sum(0)
+            lines = torch.where(mask, (samples - sigma_y**2 * len(kspace)) / density, 0)
+            powers.append(float(lines.sum() / (2 * samples.numel())))
         return max(sum(powers) / count, 1e-8) ** 0.5
 
     def coverage(self) -> dict[int, Tensor]:

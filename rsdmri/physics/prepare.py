@@ -50,9 +50,7 @@ def prepare_slice(
     Raises ``InputError`` for NaN or infinite acquired samples, with their number, and where coil maps cannot be made.
     """
     kspace, mask, whitening = _whitened(kspace, mask, noise)
-    acs = acs_block(mask)
-    if acs[1].stop == acs[1].start:
-        raise InputError("mask: the centre of k-space was not acquired; scale and coil maps come from the centre (ACS)")
+    acs = _centre(mask)
     scale = _acs_scale(kspace, acs)
     kspace = kspace / scale
     sigma_y = 0.0 if noise is None else 1 / scale
@@ -63,6 +61,13 @@ def prepare_slice(
     maps = maps * _acs_phase(kspace, maps, acs)
     unmixed = whiten(maps, torch.linalg.inv(whitening))
     return PreparedSlice(kspace, mask, maps, scale, sigma_y, scale * rss(unmixed))
+
+
+def scale_slice(kspace: Tensor, mask: Tensor, *, noise: NoiseEstimate) -> tuple[Tensor, Tensor, float]:
+    """``kspace``, ``mask`` and ``sigma_y`` of `prepare_slice`, for the same arguments and errors, without coil maps."""
+    kspace, mask, _ = _whitened(kspace, mask, noise)
+    scale = _acs_scale(kspace, _centre(mask))
+    return kspace / scale, mask, 1 / scale
 
 
 def prepare_known(
@@ -108,6 +113,13 @@ def _checked(kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             f"mask: expected bool ({width},) or ({height}, {width}), got {mask.dtype} of shape {list(mask.shape)}"
         )
     return kspace.to(torch.complex64), (mask[None] if mask.ndim == 1 else mask).to(kspace.device)
+
+
+def _centre(mask: Tensor) -> tuple[slice, slice]:
+    acs = acs_block(mask)
+    if acs[1].stop == acs[1].start:
+        raise InputError("mask: the centre of k-space was not acquired; scale and coil maps come from the centre (ACS)")
+    return acs
 
 
 def _acs_scale(kspace: Tensor, acs: tuple[slice, slice]) -> float:

@@ -49,6 +49,13 @@ def test_slices_from_the_disk_cache_are_those_prepared(tmp_path, simulated, sett
         other[0]
 
 
+def test_the_scale_of_the_images_needs_no_coil_maps(simulated, settings, monkeypatch):
+    kept, none = open_slices(settings(), simulated), open_slices(settings("data.cache_gb=0"), simulated)
+    kept.prepare()
+    monkeypatch.setattr("rsdmri.data.dataset.prepare_slice", None)
+    assert kept.sigma_data() == none.sigma_data() > 0
+
+
 def test_a_damaged_cache_changes_nothing(tmp_path, simulated, settings):
     plain, config = open_slices(settings(), simulated), settings(f"data.cache_dir={tmp_path / 'cache'}")
     open_slices(config, simulated).prepare()

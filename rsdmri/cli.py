@@ -61,6 +61,15 @@ Frame = Annotated[int | None, typer.Option(help="time frame, echo or repetition 
 Trust = Annotated[bool, typer.Option("--trust", help="read files without the guard of a child process, for known ones")]
 
 
+def _absolute(data: str) -> str:
+    """A path as an absolute one, a URI as it is (``file://``: its path)."""
+    from rsdmri.data.remote import is_uri, locate, refuse_secrets
+
+    if is_uri(data):
+        refuse_secrets(data, "--data")
+    return str(locate(data))
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"rsdmri {__version__}")
@@ -107,9 +116,34 @@ def simulate(
 
 
 @app.command()
+def index(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="folder of scans, path or URI; searched recursively")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="manifest to write")] = Path("manifest.tsv"),
+    splits: Annotated[
+        str, typer.Option(help="shares of train,val,test by subject; one split for all; or folders, whose names tell")
+    ] = "0.8,0.1,0.1",
+    subject: Annotated[str, typer.Option(help="pattern for the path; group 1 is the subject [patient_id]")] = "",
+    anatomy: Annotated[str, typer.Option(help="anatomy of all scans")] = "",
+    licence: Annotated[str, typer.Option(help="licence of all scans")] = "",
+    salt: Annotated[str, typer.Option(help="secret of the pseudonyms [random, kept in the journal]")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first broken file")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Write the manifest of a folder. Hashes, shapes, splits by subject; broken files are named and left out."""
+    from rsdmri.workflows.index import IndexRules
+    from rsdmri.workflows.index import index as run
+
+    rules = IndexRules(splits, subject, anatomy, licence, seed, salt)
+    broken = run(folder, out, rules, strict=strict, say=typer.echo)
+    if broken:
+        listed = out.with_suffix(".broken.tsv")
+        typer.echo(f"rsdmri: warning: {broken} broken files left out, listed with reasons in {listed}", err=True)
+
+
+@app.command()
 def train(
     data: Annotated[
-        Path | None, typer.Option(help="manifest.tsv or folder of scans; simulated scans if left out")
+        str | None, typer.Option(help="manifest.tsv or folder of scans, path or URI; simulated scans if left out")
     ] = None,
     acceleration: Annotated[
         float | None, typer.Option(help="R at which fully sampled scans are undersampled [4]")
@@ -134,7 +168,7 @@ def train(
     if seed is not None:
         overrides.append(f"seed={seed}")
     if data is not None:
-        overrides.append(f"data.path='''{data.resolve()}'''")
+        overrides.append(f"data.path='''{_absolute(data)}'''")
     config = load_config(recipe, overrides)
     name = recipe.stem if recipe else f"multicoil-r{config.acquisition.acceleration:g}"
     seconds = None if budget is None else parse_duration(budget)

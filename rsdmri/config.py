@@ -40,6 +40,9 @@ class DataConfig(Section):
     path: str = ""
     split: str = "train"
     cache_gb: float = Field(4.0, ge=0, description="prepared slices kept in memory, in GB")
+    cache_dir: str = Field("", description="folder for coil maps and scales between runs; empty: not kept")
+    cache_dir_gb: float = Field(50.0, gt=0, description="size limit of that folder, in GB")
+    workers: int = Field(0, ge=0, le=64, description="threads that read and prepare the next slices; 0: none")
 
 
 class AcquisitionConfig(Section):

@@ -63,11 +63,15 @@ FLOORS = {
     "rsdmri.data.hdf5": 4,
     "rsdmri.data.plain_files": 4,
     "rsdmri.data.kspace": 4,
+    "rsdmri.data.stored_kspace": 4,
     "rsdmri.data.bart": 4,
     "rsdmri.data.matlab": 4,
     "rsdmri.data.array_files": 4,
     "rsdmri.data.arrays": 4,
     "rsdmri.data.layouts": 4,
+    "rsdmri.data.remote": 4,
+    "rsdmri.data.slice_reader": 4,
+    "rsdmri.data.slice_cache": 4,
     "rsdmri.data.sampling": 4,
     "rsdmri.data.fastmri": 4,
     "rsdmri.data.fastmri_header": 4,
@@ -123,6 +127,7 @@ WRAPPED = {
     "mrpro": {"rsdmri.physics.adapters"},
     "ismrmrd": set(),
     "twixtools": {"rsdmri.data.twix"},
+    "fsspec": {"rsdmri.data.remote"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "random", "torchvision"}
 

@@ -20,6 +20,7 @@ from rsdmri.workflows.run_folder import RunFolder
 
 COMMANDS = (
     "simulate",
+    "index",
     "train",
     "sample",
     "reconstruct",
@@ -266,6 +267,8 @@ def test_help_lists_the_commands(run):
 OPTIONS = {
     "simulate": {"--scans": 10, "--slices": 8, "--size": 128, "--coils": 8, "--noise": 0.01, "--contrast": "mixed",
                  "--seed": 0},
+    "index": {"--out": "manifest.tsv", "--splits": "0.8,0.1,0.1", "--subject": None, "--anatomy": None,
+              "--licence": None, "--salt": None, "--strict": None, "--seed": 0},
     "train": {"--data": None, "--acceleration": 4, "--stage": "all", "--recipe": None, "--set": None,
               "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--steps": 18, "--seed": 0, "--out": None},
@@ -363,6 +366,28 @@ def test_simulate_writes_scans_and_a_manifest(run):
     entries = read_manifest("out")
     assert [entry.split for entry in entries] == ["train", "val", "test"]
     assert {entry.contrast for entry in entries} == {"T2w"}
+
+
+def test_index_writes_a_manifest_and_warns_of_broken_files(run, simulated):
+    shutil.copytree(simulated, "scans", ignore=shutil.ignore_patterns("*.tsv"))
+    Path("scans/bad.h5").write_text("bad")
+    code, out, err = run("index", "scans", "-o", "m.tsv", "--licence", "CC0")
+    assert code == 0
+    assert out.startswith("4 scans of 4 subjects: train ")
+    assert out.endswith("written: m.tsv\n")
+    assert err == "rsdmri: warning: 1 broken files left out, listed with reasons in m.broken.tsv\n"
+    code, out, err = run("index", "scans", "-o", "n.tsv", "--strict")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "bad.h5: is not an HDF5 file" in err
+    assert not Path("n.tsv").exists()
+
+
+def test_data_with_credentials_is_refused_before_anything_is_stored(refused):
+    line = refused("train", "--data", "s3://key:hunter2@bucket/set?token=hunter2")
+    assert "--data s3://bucket/set: carries credentials" in line
+    assert "hunter2" not in line
+    line = refused("train", "--set", "data.path=https://host/m.tsv?token=hunter2")
+    assert "hunter2" not in line
 
 
 def test_train_and_sample(run, tmp_path, simulated, tiny_settings):

@@ -37,6 +37,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "prior.objective": ("dmd", "dmd"),
         "simulate.contrast": ("FLAIR", "FLAIR"),
         "data.path": ("somewhere/else with spaces", "somewhere/else with spaces"),
+        "data.cache_dir": ("a cache", "a cache"),
         "data.split": ("val", "val"),
         "network.dropout": ("0.25", 0.25),
     }

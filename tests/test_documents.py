@@ -1,11 +1,16 @@
 """Documents that promise something are held to it."""
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
 from rsdmri import __version__
+from rsdmri.cli import app
 from rsdmri.config import Config, load_config
 from rsdmri.data.manifest import COLUMNS, read_manifest
 
@@ -21,18 +26,40 @@ def test_the_described_simulated_set_is_the_default():
     assert options == {f"--{name}": str(value) for name, value in Config().simulate.model_dump().items()}
 
 
-def test_the_manifest_page_names_every_column_and_its_code_runs(tmp_path, monkeypatch):
+def test_the_manifest_page_names_every_column_and_its_command_runs(tmp_path, monkeypatch, simulated):
     text = (ROOT / "data_manifests" / "README.md").read_text(encoding="utf-8")
     assert "\t".join(COLUMNS) in text
     assert all(f"`{column}`" in text for column in COLUMNS)
-    for i in range(11):
-        (tmp_path / f"scan{i:02d}.h5").write_bytes(bytes([i]))
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    monkeypatch.chdir(tmp_path.parent)
-    exec(code.replace('Path("scans")', f"Path({str(tmp_path)!r})"), {})
-    entries = read_manifest(tmp_path)
-    assert [e.split for e in entries] == ["train"] * 9 + ["val", "train"]
-    assert len({e.sha256 for e in entries}) == 11
+    shutil.copytree(simulated, tmp_path / "scans", ignore=shutil.ignore_patterns("*.tsv"))
+    monkeypatch.chdir(tmp_path)
+    command = re.search(r"```bash\nrsdmri (index .*)\n```", text)[1]
+    assert CliRunner().invoke(app, shlex.split(command)).exit_code == 0
+    entries = read_manifest(tmp_path / "scans")
+    assert [entry.path.name for entry in entries] == [f"sim{i:05d}.h5" for i in range(4)]
+    assert {entry.licence for entry in entries} == {"ours"}
+
+
+HEADINGS = ("What", "Licence and registration", "Layout", "Counts", "Checking it", "Citation")
+PAGES = ("fastmri", "m4raw", "cmrxrecon", "skm-tea", "ocmr", "calgary-campinas", "mridata")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_of_a_data_set_has_every_heading_and_its_commands_parse(page):
+    text = (ROOT / "data_manifests" / f"{page}.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\*\*([^*]+)\.\*\*", text, re.MULTILINE) == list(HEADINGS)
+    assert f"({page}.md)" in (ROOT / "data_manifests" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^rsdmri (index .*?)$", text.replace("\\\n", " "), re.MULTILINE)
+    assert commands
+    for command in commands:
+        arguments = shlex.split(command, comments=True)
+        options = get_command(app).commands["index"].make_context("index", arguments[1:]).params
+        assert options["licence"]
+        assert not options["subject"] or re.compile(options["subject"]).groups == 1
+
+
+def test_every_page_is_tested():
+    pages = {path.stem for path in (ROOT / "data_manifests").glob("*.md")} - {"README"}
+    assert pages == set(PAGES)
 
 
 def test_versions_agree():

@@ -1,31 +1,37 @@
 """Training data: acquired samples of undersampled slices, and nothing else.
 
 The mask of a fully sampled file is drawn once per (file, slice) from a stored seed and never changes; what it leaves
-out is never used (`read_acquired`). Coil maps and scale come from the acquired centre alone. Batches depend on
+out never leaves the reader (`SliceReader`). Coil maps and scale come from the acquired centre alone. Batches depend on
 (seed, step) only, so that a resumed run sees what an uninterrupted one would have seen.
 
 Slices are read in this process, not in a guarded child (`rsdmri.data.sandbox`), because training reads them many times:
 a training set is to be known beforehand, by the hashes of its manifest. The checks of `hdf5` hold all the same.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rsdmri.data.fastmri import ScanShape, read_acquired, scan_shape
+from rsdmri import __version__
+from rsdmri.data.fastmri import ScanShape, scan_shape
 from rsdmri.data.manifest import ManifestEntry
+from rsdmri.data.remote import Location, name_of
+from rsdmri.data.slice_cache import SliceCache, entry_key
+from rsdmri.data.slice_reader import SliceReader
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
 from rsdmri.physics.noise import NoiseEstimate, combine_estimates, estimate_covariance
-from rsdmri.physics.prepare import PreparedSlice, prepare_slice
+from rsdmri.physics.prepare import PreparedSlice, prepare_known, prepare_slice, scale_slice
 from rsdmri.runtime import numpy_generator
 
 _LEAST_ACS = 4  # lines that coil maps need
+_CACHE_VERSION = 1  # of what `prepare_slice` computes
 NOISE_SLICES = 8  # of a scan that its noise estimate rests on, at most
 
 Shape = tuple[int, int, int, int, bool]  # coils, y, x, rows of the mask, prospective
@@ -105,7 +111,7 @@ class SliceRef:
     """One slice of one file: the file's shape, the slice's index and its fixed mask, bool ``(1 or y, x)``."""
 
     file: ScanShape
-    path: Path
+    path: Location
     index: int
     mask: Tensor
 
@@ -117,18 +123,37 @@ class TrainingSlices:
         entries: scans of the training split.
         law: masks of fully sampled files; prospectively undersampled files keep theirs.
         cache_bytes: prepared slices kept in memory.
+        disk: where coil maps and scales are kept between runs; None: nowhere.
+        workers: threads that `prefetch` prepares slices with.
+        advance: called after each scan that was looked at.
     """
 
-    def __init__(self, entries: Sequence[ManifestEntry], law: MaskLaw, cache_bytes: float = 4e9):
+    def __init__(
+        self,
+        entries: Sequence[ManifestEntry],
+        law: MaskLaw,
+        cache_bytes: float = 4e9,
+        *,
+        disk: SliceCache | None = None,
+        workers: int = 0,
+        advance: Callable[[], None] = lambda: None,
+    ):
         if not entries:
             raise InputError("no scans to train on; check the manifest's split column or give another --data")
         self.law = law
         self.slices: list[SliceRef] = []
         self.buckets: OrderedDict[Shape, list[int]] = OrderedDict()
-        self._files: dict[Path, list[int]] = {}
+        self._files: dict[Location, list[int]] = {}
         for entry in entries:
             self._add(entry.path)
-        self._noise: dict[Path, NoiseEstimate] = {}
+            advance()
+        self._reader, self._disk = SliceReader(), disk
+        self._local = threading.local()  # the buffer of each thread
+        self._noise: dict[Location, NoiseEstimate] = {}
+        self._noise_lock = threading.Lock()
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, "slices", torch.set_flush_denormal, (True,)) if workers else None
+        self._pending: dict[int, Future[PreparedSlice]] = {}
         self._acs: dict[tuple[int, ...], tuple[slice, slice]] = {}
         self._drops: dict[tuple[int, ...], int] = {}
         self._cache: OrderedDict[int, PreparedSlice] = OrderedDict()
@@ -136,12 +161,12 @@ class TrainingSlices:
         self._cached = 0.0
         self._check_coverage()
 
-    def _add(self, path: Path) -> None:
+    def _add(self, path: Location) -> None:
         shape = scan_shape(path)
         if not shape.prospective:
             self.law.check(shape.x, shape.coils, torch.as_tensor(shape.absent))
         for index in range(shape.slices):
-            mask = shape.mask if shape.prospective else self.law.draw(shape.x, path.name, index)
+            mask = shape.mask if shape.prospective else self.law.draw(shape.x, name_of(path), index)
             mask = torch.as_tensor(np.asarray(mask)).reshape(-1, shape.x)
             mask = mask & ~torch.as_tensor(shape.absent)
             kind = (shape.coils, shape.y, shape.x, len(mask), shape.prospective)
@@ -157,27 +182,72 @@ class TrainingSlices:
         if item in self._cache:
             self._cache.move_to_end(item)
             return self._cache[item]
-        ref = self.slices[item]
-        prepared = prepare_slice(
-            torch.from_numpy(read_acquired(ref.path, ref.index, ref.mask.numpy())),
-            ref.mask,
-            noise=self.noise_of(ref.path),
-        )
+        pending = self._pending.pop(item, None)
+        prepared = self._prepared(item) if pending is None else pending.result()
         size = 8.0 * (prepared.kspace.numel() + prepared.maps.numel())
         if self._cached + size <= self._cache_bytes:
             self._cache[item] = prepared
             self._cached += size
         return prepared
 
-    def noise_of(self, path: Path) -> NoiseEstimate:
+    def prefetch(self, items: Sequence[int]) -> None:
+        """Begin to prepare ``items`` on the worker threads; what was begun before and is not among them is dropped."""
+        if self._pool is None:
+            return
+        for item in self._pending.keys() - set(items):
+            self._pending.pop(item).cancel()
+        threads = torch.get_num_threads()  # the order of sums depends on it: the same as in the calling thread
+        for item in items:
+            if item not in self._cache and item not in self._pending:
+                self._pending[item] = self._pool.submit(self._prepared, item, threads)
+
+    def _prepared(self, item: int, threads: int | None = None) -> PreparedSlice:
+        if threads is not None and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        ref = self.slices[item]
+        noise = self.noise_of(ref.path)
+        kspace = self._read(ref)
+        if self._disk is None:
+            return prepare_slice(kspace, ref.mask, noise=noise)
+        key = entry_key(
+            *("slice", _CACHE_VERSION, __version__, torch.__version__, torch.get_num_threads(), tuple(kspace.shape)),
+            *(x.contiguous().numpy().tobytes() for x in (ref.mask, noise.covariance)),
+            kspace.numpy().data,
+        )
+        known = self._disk.load(key)
+        if known is not None:
+            scale = float(known.pop("scale"))
+            return prepare_known(kspace, ref.mask, noise=noise, scale=scale, **known)
+        prepared = prepare_slice(kspace, ref.mask, noise=noise)
+        scale_tensor = torch.tensor(prepared.scale, dtype=torch.float64)
+        self._disk.store(key, {"maps": prepared.maps, "intensity": prepared.intensity, "scale": scale_tensor})
+        return prepared
+
+    def _scaled(self, item: int) -> tuple[Tensor, Tensor, float]:
+        """K-space, mask and noise level of a prepared slice, without waiting for coil maps."""
+        if item in self._cache:
+            known = self._cache[item]
+            return known.kspace, known.mask, known.sigma_y
+        ref = self.slices[item]
+        noise = self.noise_of(ref.path)
+        return scale_slice(self._read(ref), ref.mask, noise=noise)
+
+    def _read(self, ref: SliceRef) -> Tensor:
+        """Acquired samples, in a buffer that the next call of the same thread fills again."""
+        shape = (ref.file.coils, ref.file.y, ref.file.x)
+        buffer: np.ndarray | None = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.shape != shape:
+            buffer = self._local.buffer = np.empty(shape, np.complex64)
+        return torch.from_numpy(self._reader.read(ref.path, ref.index, ref.mask.numpy(), out=buffer))
+
+    def noise_of(self, path: Location) -> NoiseEstimate:
         """Noise covariance of a scan, from the acquired samples of its first slices."""
-        if path not in self._noise:
-            found = []
-            for ref in [self.slices[item] for item in self._files[path]][:NOISE_SLICES]:
-                kspace = torch.from_numpy(read_acquired(path, ref.index, ref.mask.numpy()))
-                found.append(estimate_covariance(kspace[None], ref.mask))
-            self._noise[path] = combine_estimates(found)
-        return self._noise[path]
+        with self._noise_lock:
+            if path not in self._noise:
+                refs = [self.slices[item] for item in self._files[path]][:NOISE_SLICES]
+                found = [estimate_covariance(self._read(ref)[None], ref.mask) for ref in refs]
+                self._noise[path] = combine_estimates(found)
+            return self._noise[path]
 
     def prepare(self, advance: Callable[[], None] = lambda: None) -> None:
         """Prepare slices until they fill the memory given to them; ``advance`` after each.
@@ -185,6 +255,8 @@ class TrainingSlices:
         In sets that fit, damaged files are found before training; the rest of larger ones is prepared as it is drawn.
         """
         for item in range(len(self)):
+            if self._pool is not None:
+                self.prefetch(range(item, min(item + 2 * self._workers, len(self))))
             self[item]
             advance()
             if item not in self._cache:
@@ -233,13 +305,12 @@ class TrainingSlices:
         count = min(most, len(self))
         powers = []
         for item in [k * len(self) // count for k in range(count)]:
-            ref, prepared = self.slices[item], self[item]
+            ref = self.slices[item]
+            kspace, mask, sigma_y = self._scaled(item)
             density = self._density(ref).clamp_min(1e-6)
-            support = prepared.maps.abs().square().sum(0)
-            samples = prepared.kspace.abs().square().sum(0)
-            noise = prepared.sigma_y**2 * prepared.kspace.shape[0]
-            lines = torch.where(prepared.mask, (samples - noise) / density, 0)
-            powers.append(float(lines.sum() / (2 * support.numel())))
+            samples = kspace.abs().square().sum(0)
+            lines = torch.where(mask, (samples - sigma_y**2 * len(kspace)) / density, 0)
+            powers.append(float(lines.sum() / (2 * samples.numel())))
         return max(sum(powers) / count, 1e-8) ** 0.5
 
     def coverage(self) -> dict[int, Tensor]:

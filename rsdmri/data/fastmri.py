@@ -13,10 +13,12 @@ import numpy as np
 
 from rsdmri.data.fastmri_header import LARGEST, HeaderRefused, parse_header
 from rsdmri.data.fastmri_write import write_reconstruction, write_scan
-from rsdmri.data.hdf5 import PathLike, clean, get_dataset, open_hdf5, shown, top_names
-from rsdmri.data.kspace import LONGEST_SIDE, acquired_only, check_sizes, slice_notes
+from rsdmri.data.hdf5 import PathLike, clean, get_dataset, open_hdf5, shown
+from rsdmri.data.kspace import LONGEST_SIDE, acquired_only, slice_notes
+from rsdmri.data.remote import name_of
 from rsdmri.data.sampling import settle_sampling
 from rsdmri.data.scan import Header, Scan
+from rsdmri.data.stored_kspace import Kspace
 from rsdmri.errors import InputError
 from rsdmri.files import safe_stem
 
@@ -61,8 +63,8 @@ def scan_shape(path: PathLike) -> ScanShape:
         InputError: what the file is not, or what is wrong with it.
     """
     with open_hdf5(path) as file:
-        kspace = _Kspace(file, shown(path))
-        return _survey(file, kspace, safe_stem(path), kspace.blocks())
+        kspace = Kspace(file, shown(path))
+        return _survey(file, kspace, safe_stem(name_of(path)), kspace.blocks())
 
 
 def read_scan(path: PathLike, *, slices: slice | None = None, allow_unmasked: bool = False) -> Scan:
@@ -83,20 +85,20 @@ def read_scan(path: PathLike, *, slices: slice | None = None, allow_unmasked: bo
     """
     where = shown(path)
     with open_hdf5(path) as file:
-        source = _Kspace(file, where)
+        source = Kspace(file, where)
         chosen = range(source.slices)[slices if slices is not None else slice(None)]
         if not chosen:
             raise InputError(f"{where}: none of its {source.slices} slices chosen; check the slice range")
         kspace = np.empty((len(chosen), source.coils, source.y, source.x), np.complex64)
         for position, index in enumerate(chosen):
             kspace[position] = source.read(index)
-        shape = _survey(file, source, safe_stem(path), iter(kspace))
+        shape = _survey(file, source, safe_stem(name_of(path)), iter(kspace))
         given = _file_mask(file, source)
         if given is not None and not allow_unmasked:
             _refuse_contradiction(where, kspace, given)
         target, target_source, notes = _read_target(file, source, chosen, shape.prospective)
     for position, index in enumerate(chosen):
-        kspace[position] = acquired_only(kspace[position], shape.mask, where, index)
+        acquired_only(kspace[position], shape.mask, where, index)
     return Scan(
         name=shape.name,
         kspace=kspace,
@@ -127,69 +129,15 @@ def read_acquired(path: PathLike, index: int, mask: np.ndarray) -> np.ndarray:
     """
     where = shown(path)
     with open_hdf5(path) as file:
-        kspace = _Kspace(file, where)
-        if not 0 <= index < kspace.slices:
-            raise InputError(f"{where}: no slice {index}; it has slices 0 to {kspace.slices - 1}")
-        mask = np.asarray(mask)
-        if mask.dtype != bool or mask.shape not in {(kspace.x,), (1, kspace.x), (kspace.y, kspace.x)}:
-            raise InputError(
-                f"{where}: mask {mask.dtype} {mask.shape} does not fit k-space {(kspace.y, kspace.x)}; "
-                f"expected bool ({kspace.x},) or {(kspace.y, kspace.x)}"
-            )
-        return acquired_only(kspace.read(index), mask, where, index)
+        kspace = Kspace(file, where)
+        kspace.check(index, mask)
+        block = np.empty((kspace.coils, kspace.y, kspace.x), np.complex64)
+        kspace.read_into(block, index)
+    acquired_only(block, mask, where, index)
+    return block
 
 
-class _Kspace:
-    """The checked ``kspace`` data set of an open file, whatever its layout, as slices (coil, y, x) complex64."""
-
-    def __init__(self, file: h5py.File, where: str):
-        self.where = where
-        found = get_dataset(file, "kspace", where)
-        if found is None:
-            raise InputError(f"{where}: no data set 'kspace' (it holds {top_names(file)}); give a fastMRI-style scan")
-        self.data = found
-        dtype, shape = found.dtype, tuple(found.shape)
-        self.pairs = dtype.kind == "f" and dtype.itemsize in (4, 8) and len(shape) in (4, 5) and shape[-1] == 2
-        if not self.pairs and not (dtype.kind == "c" and dtype.itemsize in (8, 16)):
-            raise InputError(
-                f"{where}: k-space has type {clean(dtype)}; store complex64 (or float32 with a last axis of size 2)"
-            )
-        axes = shape[:-1] if self.pairs else shape
-        if len(axes) not in (3, 4):
-            raise InputError(
-                f"{where}: k-space has {len(axes)} axes {axes}; expected (slice, coil, y, x), or (slice, y, x)"
-            )
-        self.single = len(axes) == 3
-        self.slices, self.coils, self.y, self.x = (axes[0], 1, *axes[1:]) if self.single else axes
-        check_sizes(where, self.slices, self.coils, self.y, self.x)
-        if found.id.get_storage_size() == 0:
-            raise InputError(f"{where}: k-space {axes} was declared but never written; write the data again")
-
-    def read(self, index: int, coil: int | None = None) -> np.ndarray:
-        """Slice ``index``, (coil, y, x) complex64, or (1, y, x) of one coil."""
-        where = (index,) if self.single or coil is None else (index, slice(coil, coil + 1))
-        try:
-            block = np.asarray(self.data[where])
-        except (OSError, RuntimeError):
-            raise InputError(
-                f"{self.where}: slice {index} cannot be read (checksum, compression or disk error); copy it again"
-            ) from None
-        if self.pairs:
-            block = block[..., 0] + 1j * block[..., 1]
-        with np.errstate(over="ignore", invalid="ignore"):  # too large for complex64: infinite, reported as such
-            return block.astype(np.complex64, copy=False).reshape(-1, self.y, self.x)
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """A coil image of the middle slice, then every slice."""
-        middle = self.slices // 2
-        yield self.read(middle, 0)
-        yield self.read(middle)
-        for index in range(self.slices):
-            if index != middle:
-                yield self.read(index)
-
-
-def _survey(file: h5py.File, kspace: _Kspace, name: str, blocks: Iterator[np.ndarray]) -> ScanShape:
+def _survey(file: h5py.File, kspace: Kspace, name: str, blocks: Iterator[np.ndarray]) -> ScanShape:
     """Everything but the samples; ``blocks`` are (coil, y, x) pieces of the scan."""
     header, notes = _read_header(file, kspace)
     given = _file_mask(file, kspace)
@@ -225,7 +173,7 @@ def _acquisition(file: h5py.File) -> str:
     return word if word in ACQUISITIONS else "unknown"
 
 
-def _file_mask(file: h5py.File, kspace: _Kspace) -> np.ndarray | None:
+def _file_mask(file: h5py.File, kspace: Kspace) -> np.ndarray | None:
     """The file's ``mask`` as bool (1, x) or (y, x), None if it has none."""
     found = get_dataset(file, "mask", kspace.where)
     if found is None:
@@ -257,7 +205,7 @@ def _refuse_contradiction(where: str, kspace: np.ndarray, mask: np.ndarray) -> N
         )
 
 
-def _read_header(file: h5py.File, kspace: _Kspace) -> tuple[Header | None, tuple[str, ...]]:
+def _read_header(file: h5py.File, kspace: Kspace) -> tuple[Header | None, tuple[str, ...]]:
     found = get_dataset(file, "ismrmrd_header", kspace.where)
     if found is None:
         return None, ("no ismrmrd_header; using array sizes",)
@@ -275,7 +223,7 @@ def _read_header(file: h5py.File, kspace: _Kspace) -> tuple[Header | None, tuple
         raise InputError(f"{kspace.where}: ismrmrd_header {error}, which is refused; write a plain header") from None
 
 
-def _target_data(file: h5py.File, kspace: _Kspace) -> tuple[str, h5py.Dataset | None, tuple[str, ...]]:
+def _target_data(file: h5py.File, kspace: Kspace) -> tuple[str, h5py.Dataset | None, tuple[str, ...]]:
     """Name and data set of the reference image, None where there is none that fits; its values are not read."""
     names = ("reconstruction_rss", "reconstruction_esc")
     for name in reversed(names) if kspace.single else names:
@@ -293,7 +241,7 @@ def _target_data(file: h5py.File, kspace: _Kspace) -> tuple[str, h5py.Dataset | 
     return "", None, ()
 
 
-def _crop(file: h5py.File, kspace: _Kspace, header: Header | None) -> tuple[tuple[int, int], tuple[str, ...]]:
+def _crop(file: h5py.File, kspace: Kspace, header: Header | None) -> tuple[tuple[int, int], tuple[str, ...]]:
     """Image size: the reference's, else the header's reconstructed matrix, else k-space's.
 
     Where that does not fit (fastMRI's FLAIR scans of 203 lines) the image is the largest square that does.
@@ -314,7 +262,7 @@ def _crop(file: h5py.File, kspace: _Kspace, header: Header | None) -> tuple[tupl
 
 
 def _read_target(
-    file: h5py.File, kspace: _Kspace, chosen: range, prospective: bool
+    file: h5py.File, kspace: Kspace, chosen: range, prospective: bool
 ) -> tuple[np.ndarray | None, str | None, tuple[str, ...]]:
     """Reference image (slice, h, w) float32, its data set's name, and warnings."""
     name, found, _ = _target_data(file, kspace)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py
 
+from rsdmri.data.remote import is_uri, open_remote, public
 from rsdmri.errors import InputError
 
 PathLike = str | os.PathLike[str]
@@ -33,15 +34,19 @@ def clean(text: object, limit: int = 60) -> str:
 
 
 def shown(path: PathLike) -> str:
-    """A path as one printable line."""
-    return clean(os.fspath(path), 1000)
+    """A path as one printable line, a URI without its credentials."""
+    return clean(public(str(path)) if is_uri(path) else os.fspath(path), 1000)
 
 
 @contextmanager
 def open_hdf5(path: PathLike) -> Iterator[h5py.File]:
-    """Open ``path`` for reading; errors of the HDF5 library inside the ``with`` block become `InputError`."""
+    """Open a path or URI for reading; errors of the HDF5 library inside the ``with`` block become `InputError`."""
     where = shown(path)
     try:
+        if is_uri(path):
+            with _open_uri(str(path), where) as file:
+                yield file
+            return
         source = Path(path)
         if "\0" in os.fspath(source):
             raise FileNotFoundError
@@ -69,6 +74,17 @@ def open_hdf5(path: PathLike) -> Iterator[h5py.File]:
         ) from None
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{where}: {_explain(error)}") from None
+
+
+@contextmanager
+def _open_uri(uri: str, where: str) -> Iterator[h5py.File]:
+    with open_remote(uri) as handle:
+        if handle.length == 0:
+            raise InputError(f"{where}: is empty (0 bytes); upload it again")
+        if handle.read(8) != b"\x89HDF\r\n\x1a\n":
+            raise InputError(f"{where}: is not an HDF5 file; give a fastMRI-style .h5 file")
+        with h5py.File(handle, "r") as file:
+            yield file
 
 
 def _explain(error: Exception) -> str:

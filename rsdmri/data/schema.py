@@ -8,10 +8,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rsdmri.data.fastmri import ACQUISITIONS, _file_mask, _Kspace, read_scan
+from rsdmri.data.fastmri import ACQUISITIONS, _file_mask, read_scan
 from rsdmri.data.fastmri_header import LARGEST
 from rsdmri.data.hdf5 import DangerousFile, PathLike, clean, get_dataset, open_hdf5, shown
 from rsdmri.data.header_check import Finding, examine_header
+from rsdmri.data.stored_kspace import Kspace
 from rsdmri.errors import InputError
 from rsdmri.privacy import personal_kinds
 
@@ -79,7 +80,7 @@ def _kspace(file: h5py.File, where: str) -> Iterator[Finding]:
         return
     kind, shape = _described(found)
     try:
-        kspace = _Kspace(file, where)
+        kspace = Kspace(file, where)
     except InputError as error:
         yield Finding("kspace", "odd", kind, shape, _short(error, where))
         return
@@ -89,7 +90,7 @@ def _kspace(file: h5py.File, where: str) -> Iterator[Finding]:
     yield from _samples(kspace)
 
 
-def _samples(kspace: _Kspace) -> Iterator[Finding]:
+def _samples(kspace: Kspace) -> Iterator[Finding]:
     """What is wrong with the values of k-space."""
     broken, blank, wrong = [], [], 0
     for index in range(kspace.slices):
@@ -119,7 +120,7 @@ def _mask(file: h5py.File, where: str) -> Iterator[Finding]:
         return
     kind, shape = _described(found)
     try:
-        kspace = _Kspace(file, where)
+        kspace = Kspace(file, where)
     except InputError:
         yield Finding("mask", "odd", kind, shape, "not checked: k-space is unusable")
         return
@@ -133,7 +134,7 @@ def _mask(file: h5py.File, where: str) -> Iterator[Finding]:
         yield from _agreement(kspace, mask)
 
 
-def _agreement(kspace: _Kspace, mask: np.ndarray) -> Iterator[Finding]:
+def _agreement(kspace: Kspace, mask: np.ndarray) -> Iterator[Finding]:
     """Share of samples on which mask and data disagree."""
     claimed = np.broadcast_to(mask, (kspace.y, kspace.x))
     seen = np.zeros_like(claimed)
@@ -163,7 +164,7 @@ def _header(file: h5py.File, where: str) -> Iterator[Finding]:
     text = np.asarray(found[()]).reshape(-1)[0]
     text = text.encode("utf-8", "replace") if isinstance(text, str) else text
     try:
-        kspace = _Kspace(file, where)
+        kspace = Kspace(file, where)
         size = kspace.y, kspace.x
     except InputError:
         size = None

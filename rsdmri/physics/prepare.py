@@ -52,19 +52,8 @@ def prepare_slice(
     scale 1.
     Raises ``InputError`` for NaN or infinite acquired samples, with their number, and where coil maps cannot be made.
     """
-    kspace, mask = _checked(_tensor(kspace), _tensor(mask))
-    kspace = torch.where(mask, kspace, 0)
-    broken = int((~torch.isfinite(kspace.abs())).sum())
-    if broken:
-        raise InputError(f"kspace: {broken} acquired samples are NaN or infinite; repair the file or mask them out")
-
-    n_coils = kspace.shape[0]
-    whitening = torch.eye(n_coils, dtype=torch.complex128) if noise is None else whitening_matrix(noise.covariance)
-    if noise is not None:
-        kspace = torch.where(mask, whiten(kspace, whitening), 0)
-    acs = acs_block(mask)
-    if acs[1].stop == acs[1].start:
-        raise InputError("mask: the centre of k-space was not acquired; scale and coil maps come from the centre (ACS)")
+    kspace, mask, whitening = _whitened(kspace, mask, noise)
+    acs = _centre(mask)
     scale = _acs_scale(kspace, acs)
     kspace = kspace / scale
     sigma_y = 0.0 if noise is None else 1 / scale
@@ -75,6 +64,41 @@ def prepare_slice(
     maps = maps * _acs_phase(kspace, maps, acs)
     unmixed = whiten(maps, torch.linalg.inv(whitening))
     return PreparedSlice(kspace, mask, maps, scale, sigma_y, scale * rss(unmixed))
+
+
+def scale_slice(kspace: Tensor, mask: Tensor, *, noise: NoiseEstimate) -> tuple[Tensor, Tensor, float]:
+    """``kspace``, ``mask`` and ``sigma_y`` of `prepare_slice`, for the same arguments and errors, without coil maps."""
+    kspace, mask, _ = _whitened(kspace, mask, noise)
+    scale = _acs_scale(kspace, _centre(mask))
+    return kspace / scale, mask, 1 / scale
+
+
+def prepare_known(
+    kspace: Tensor, mask: Tensor, *, noise: NoiseEstimate, maps: Tensor, scale: float, intensity: Tensor
+) -> PreparedSlice:
+    """What `prepare_slice` returned for the same ``kspace``, ``mask`` and ``noise``, given what it found then.
+
+    Raises ``InputError`` for NaN or infinite acquired samples.
+    """
+    kspace, mask, _ = _whitened(kspace, mask, noise)
+    return PreparedSlice(kspace / scale, mask, maps, scale, 1 / scale, intensity)
+
+
+def _whitened(
+    kspace: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.complexfloating]],
+    mask: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    noise: NoiseEstimate | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Acquired samples in units of the noise, the mask with two axes, and the whitening matrix."""
+    kspace, mask = _checked(_tensor(kspace), _tensor(mask))
+    kspace = torch.where(mask, kspace, 0)
+    broken = int((~torch.isfinite(kspace.abs())).sum())
+    if broken:
+        raise InputError(f"kspace: {broken} acquired samples are NaN or infinite; repair the file or mask them out")
+    if noise is None:
+        return kspace, mask, torch.eye(kspace.shape[0], dtype=torch.complex128)
+    whitening = whitening_matrix(noise.covariance)
+    return torch.where(mask, whiten(kspace, whitening), 0), mask, whitening
 
 
 def _tensor(x: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
@@ -92,6 +116,13 @@ def _checked(kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             f"mask: expected bool ({width},) or ({height}, {width}), got {mask.dtype} of shape {list(mask.shape)}"
         )
     return kspace.to(torch.complex64), (mask[None] if mask.ndim == 1 else mask).to(kspace.device)
+
+
+def _centre(mask: Tensor) -> tuple[slice, slice]:
+    acs = acs_block(mask)
+    if acs[1].stop == acs[1].start:
+        raise InputError("mask: the centre of k-space was not acquired; scale and coil maps come from the centre (ACS)")
+    return acs
 
 
 def _acs_scale(kspace: Tensor, acs: tuple[slice, slice]) -> float:

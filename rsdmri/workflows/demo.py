@@ -133,8 +133,8 @@ def demo(
 def held_out_scans(config: Config, folder: Path) -> list[Path]:
     """Scans of the demo that training never opens: those of the test and validation splits."""
     entries = read_manifest(simulate_into(config, folder / "data"))
-    test = [entry.path for entry in entries if entry.split == "test"]
-    return test + [entry.path for entry in entries if entry.split == "val"]
+    test = [Path(entry.path) for entry in entries if entry.split == "test"]
+    return test + [Path(entry.path) for entry in entries if entry.split == "val"]
 
 
 def clean_reference(config: Config, folder: Path, scans: int) -> np.ndarray:

@@ -19,6 +19,8 @@ _TOOLS = {
 _OPTIONAL = {
     "highdicom": ("parametric-map", "DICOM Parametric Maps"),
     "finufft": ("noncartesian", "radial, spiral and other trajectories"),
+    "aiohttp": ("remote", "scans behind http(s) addresses"),
+    "s3fs": ("remote", "scans in S3 stores"),
     "deepinv": ("deepinv", "its operators here and ours there"),
     "mrpro": ("mrpro", "its operators here and ours there"),
 }

@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from rsdmri.config import Config
 from rsdmri.data.dataset import MaskLaw, TrainingSlices
+from rsdmri.data.hdf5 import shown
 from rsdmri.data.manifest import read_manifest
+from rsdmri.data.remote import Location
+from rsdmri.data.slice_cache import SliceCache
 from rsdmri.diffusion.unet import UNet, parameter_count
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
+from rsdmri.progress import progress
 
 
 def mask_law(config: Config) -> MaskLaw:
@@ -23,12 +27,19 @@ def mask_law(config: Config) -> MaskLaw:
     )
 
 
-def open_slices(config: Config, source: Path) -> TrainingSlices:
-    """Training slices of ``source`` (manifest or folder) under the configuration's mask law."""
+def open_slices(config: Config, source: Location) -> TrainingSlices:
+    """Training slices of ``source`` (manifest or folder, path or URI) under the configuration's mask law."""
     chosen = [entry for entry in read_manifest(source) if entry.split == config.data.split]
     if not chosen:
-        raise InputError(f"{source}: no scan has split {config.data.split!r}; correct the manifest or --set data.split")
-    return TrainingSlices(chosen, mask_law(config), config.data.cache_gb * 1e9)
+        raise InputError(
+            f"{shown(source)}: no scan has split {config.data.split!r}; correct the manifest or --set data.split"
+        )
+    data = config.data
+    disk = SliceCache(Path(data.cache_dir).expanduser(), data.cache_dir_gb * 1e9) if data.cache_dir else None
+    with progress("Opening scans", total=len(chosen)) as bar:
+        return TrainingSlices(
+            chosen, mask_law(config), data.cache_gb * 1e9, disk=disk, workers=data.workers, advance=bar.advance
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ from rsdmri.files import output_directory, write_text
 from rsdmri.training.checkpoint import remove_orphans
 
 # Settings that may differ when a run goes on: how long, how often, how fast, not what.
-FREE = ("steps", "teacher.steps", "prior.steps", "checkpoint_every", "workers", "data.cache_gb", "teacher.share")
+FREE = (
+    *("steps", "teacher.steps", "prior.steps", "checkpoint_every", "workers", "teacher.share"),
+    *("data.cache_gb", "data.cache_dir", "data.cache_dir_gb", "data.workers"),
+)
 
 
 _held: set[Path] = set()  # locks of this very process

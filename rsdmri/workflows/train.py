@@ -14,6 +14,7 @@ import torch
 from rsdmri import __version__
 from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
+from rsdmri.data.remote import Location, is_uri, refuse_secrets
 from rsdmri.data.simulate import write_simulated
 from rsdmri.diffusion.objectives import Batch
 from rsdmri.errors import InputError
@@ -159,6 +160,8 @@ class Trainer:
         """Batch of ``count`` slices determined by ``key``, with fresh further masks, on the device."""
         items = self.slices.draw_items(count, *key)
         prepared = [self.slices[item] for item in items]
+        if self.config.data.workers and key and isinstance(key[-1], int):  # the next step's, while this one is taken
+            self.slices.prefetch(self.slices.draw_items(count, *key[:-1], key[-1] + 1))
         mask = torch.stack([p.mask.reshape(-1, p.mask.shape[-1]) for p in prepared])
         ref = self.slices.slices[items[0]]
         drop, acs = self.slices.further_drop(ref), self.slices.acs_of(ref)
@@ -289,7 +292,11 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
 
 def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, str]:
     if config.data.path:
-        source, words = Path(config.data.path), pseudonymous_path(config.data.path)
+        words = config.data.path
+        if is_uri(words):
+            refuse_secrets(words, "--data")
+        source: Location = words if is_uri(words) else Path(words)
+        words = words if is_uri(words) else pseudonymous_path(words)
     else:
         say("no --data given: training on simulated scans (warped ICBM152 anatomy)")
         source, words = simulate_into(config, out / "data"), "simulated scans"

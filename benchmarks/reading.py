@@ -15,7 +15,7 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 
 from rsdmri.data.hdf5 import open_hdf5  # noqa: E402
-from rsdmri.data.kspace import Kspace  # noqa: E402
+from rsdmri.data.stored_kspace import Kspace  # noqa: E402
 from rsdmri.data.slice_reader import SliceReader  # noqa: E402
 from rsdmri.runtime import numpy_generator  # noqa: E402
 

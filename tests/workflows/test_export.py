@@ -17,13 +17,14 @@ from placed import MARKS, brightest, oblique, position, read_series, source_file
 
 from rsdmri import RESEARCH_ONLY
 from rsdmri.data.fastmri import read_scan
+from rsdmri.data.ismrmrd import write_ismrmrd
 from rsdmri.data.scan import Header, Scan
 from rsdmri.errors import InputError
 from rsdmri.physics.fourier import fft2c
 from rsdmri.workflows import export as module
 from rsdmri.workflows import reconstruct_files as workflow
 from rsdmri.workflows.export import FORMATS, chosen_formats, complex_volume, destinations, export
-from rsdmri.workflows.reconstruct import reconstruct
+from rsdmri.workflows.reconstruct import load_scan, reconstruct
 from rsdmri.workflows.reconstruct_files import reconstruct_files
 
 SECRETS = ("DOE^", "DOE_", "DOEJ", "JOHN", "19600101", "778899")
@@ -73,6 +74,24 @@ def test_an_asymmetric_phantom_keeps_its_sides(size, tmp_path):
             in_full = (index[0], index[1] + top, index[2] + left)
             np.testing.assert_allclose(place, position(scan.geometry, in_full, matrix), atol=2e-3)
             assert value / found[-1][0] == pytest.approx(wanted / 9, rel=2e-3)
+
+
+@pytest.mark.parametrize("keep_oversampling", [True, False])
+def test_an_asymmetric_phantom_keeps_its_sides_from_raw_data_on(keep_oversampling, tmp_path):
+    """ISMRMRD -> reconstruct -> DICOM and NIfTI, found where an independent reader says."""
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK, the independent reader, is not installed")
+    size = (9, 8)
+    phantom = placed_scan(size)
+    matrix = phantom.kspace.shape[-2:]
+    top, left = ((n - m) // 2 for n, m in zip(matrix, size, strict=True))
+    wanted = {value: position(phantom.geometry, (k, i + top, j + left), matrix) for (k, i, j), value in MARKS.items()}
+    write_ismrmrd(tmp_path / "raw.mrd", phantom)
+    scan = load_scan(tmp_path / "raw.mrd", keep_oversampling=keep_oversampling)
+    assert scan.kspace.shape[-2] == (16 if keep_oversampling else 9)
+    paths = written(reconstruct(scan, method="zero-filled"), tmp_path / "out", "nifti", "dicom")
+    for image in (sitk.ReadImage(str(paths["nifti"])), read_series(paths["dicom"] / "magnitude")):
+        for (_, place), (_, where) in zip(sorted(brightest(image).items()), sorted(wanted.items()), strict=True):
+            np.testing.assert_allclose(place, where, atol=2e-3)
 
 
 def test_an_unknown_place_is_said_in_every_form(tmp_path):
@@ -195,7 +214,6 @@ def test_the_complex_volume_has_the_magnitude_of_the_volume():
 
 
 def test_cfl(tmp_path):
-    pytest.importorskip("rsdmri.data.bart", reason="the BART writer is not there")
     result = reconstruct(placed_scan(), method="zero-filled")
     paths = written(result, tmp_path, "cfl", stem="scan.1")
     assert names(tmp_path) == ["scan.1.cfl", "scan.1.hdr"]
@@ -208,7 +226,6 @@ def test_cfl(tmp_path):
 
 @pytest.mark.skipif(shutil.which("bart") is None, reason="bart is not installed; Debian package bart")
 def test_bart_reads_the_cfl(tmp_path):
-    pytest.importorskip("rsdmri.data.bart", reason="the BART writer is not there")
     written(reconstruct(placed_scan(), method="zero-filled"), tmp_path, "cfl")
     done = subprocess.run(["bart", "show", "-m", "scan"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "9\t8\t1" in done.stdout

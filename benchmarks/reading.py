@@ -15,8 +15,8 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 
 from rsdmri.data.hdf5 import open_hdf5  # noqa: E402
-from rsdmri.data.stored_kspace import Kspace  # noqa: E402
 from rsdmri.data.slice_reader import SliceReader  # noqa: E402
+from rsdmri.data.stored_kspace import Kspace  # noqa: E402
 from rsdmri.runtime import numpy_generator  # noqa: E402
 
 SHAPE = (6, 15, 640, 372)  # a slice has 28.6 MB, as a fastMRI knee

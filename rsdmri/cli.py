@@ -128,12 +128,13 @@ def index(
     salt: Annotated[str, typer.Option(help="secret of the pseudonyms [random, kept in the journal]")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="stop at the first broken file")] = False,
     seed: Seed = 0,
+    trust: Trust = False,
 ) -> None:
     """Write the manifest of a folder. Hashes, shapes, splits by subject; broken files are named and left out."""
     from rsdmri.workflows.index import IndexRules
     from rsdmri.workflows.index import index as run
 
-    rules = IndexRules(splits, subject, anatomy, licence, seed, salt)
+    rules = IndexRules(splits, subject, anatomy, licence, seed, salt, trust)
     broken = run(folder, out, rules, strict=strict, say=typer.echo)
     if broken:
         listed = out.with_suffix(".broken.tsv")

@@ -91,6 +91,7 @@ FLOORS = {
     "rsdmri.data.confine": 0,
     "rsdmri.data.scan_parts": 0,
     "rsdmri.data.schema": 4,
+    "rsdmri.data.brief": 4,
     "rsdmri.data.header_check": 4,
     "rsdmri.data.child": 5,
     "rsdmri.data.sandbox": 5,

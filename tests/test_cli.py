@@ -268,7 +268,7 @@ OPTIONS = {
     "simulate": {"--scans": 10, "--slices": 8, "--size": 128, "--coils": 8, "--noise": 0.01, "--contrast": "mixed",
                  "--seed": 0},
     "index": {"--out": "manifest.tsv", "--splits": "0.8,0.1,0.1", "--subject": None, "--anatomy": None,
-              "--licence": None, "--salt": None, "--strict": None, "--seed": 0},
+              "--licence": None, "--salt": None, "--strict": None, "--seed": 0, "--trust": None},
     "train": {"--data": None, "--acceleration": 4, "--stage": "all", "--recipe": None, "--set": None,
               "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--steps": 18, "--seed": 0, "--out": None},

@@ -30,6 +30,10 @@ def reader(name: str) -> Callable[..., Any]:
             from rsdmri.data.maps import read_maps
 
             return read_maps
+        case "brief":
+            from rsdmri.data.brief import brief
+
+            return brief
         case "schema":
             from rsdmri.data.schema import examine
 

@@ -85,9 +85,9 @@ def load_maps(path: PathLike, kspace: tuple[int, int, int, int], *, trust: bool 
     return result
 
 
-def load_facts(path: PathLike, *, trust: bool = False) -> dict[str, Any]:
-    """What `rsdmri.data.schema.examine` says about a file, read as `load_scan` reads."""
-    result = _read("schema", path, trust, {})
+def load_facts(path: PathLike, *, trust: bool = False, reader: str = "schema") -> dict[str, Any]:
+    """What `rsdmri.data.schema.examine`, or another ``reader``, says of a file, read as `load_scan` reads."""
+    result = _read(reader, path, trust, {})
     if not isinstance(result, dict):
         raise InputError(f"{shown(path)}: its reader gave no facts; {_CURE}")
     return result

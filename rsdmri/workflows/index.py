@@ -13,13 +13,14 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rsdmri.data.fastmri import scan_shape
-from rsdmri.data.hdf5 import clean, open_hdf5, shown
+from rsdmri.data.hdf5 import clean, shown
 from rsdmri.data.manifest import SPLITS, ManifestEntry, file_sha256, write_manifest
 from rsdmri.data.remote import Location, is_uri, list_files, locate, name_of, refuse_secrets
+from rsdmri.data.sandbox import load_facts
 from rsdmri.errors import InputError
 from rsdmri.files import atomic_path, output_directory, write_text
 from rsdmri.progress import Bar, progress
@@ -42,6 +43,7 @@ class IndexRules:
         licence: of all files.
         seed: of the splits; the same subjects get the same split with the same seed, whatever else is in the folder.
         salt: of the pseudonyms; empty: a random one that stays in the journal.
+        trust: read the files in this process, about 0.2 s faster each, see `rsdmri.data.sandbox`.
     """
 
     splits: str = DEFAULT_SPLITS
@@ -50,6 +52,7 @@ class IndexRules:
     licence: str = ""
     seed: int = 0
     salt: str = ""
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,9 @@ def _read_all(
         for number, source in enumerate(sources, start=1):
             before = record = known[source.relative]
             try:
-                record = record or _read(source, bar)
+                record = record or _read(source, bar, rules.trust)
                 if record.rule != rule:
-                    identity = _from_path(rules, source.relative) or _from_file(source)
+                    identity = _from_path(rules, source.relative) or _from_file(source, rules.trust)
                     pseudonym = "s" + hmac.new(salt, identity.encode(), "sha256").hexdigest()[:12]
                     split = choose(identity, source.relative)
                     record = replace(record, rule=rule, subject=pseudonym, split=split)
@@ -151,8 +154,14 @@ def _read_all(
     return records
 
 
-def _read(source: _Source, bar: Bar) -> _Record:
-    shape = scan_shape(source.location)
+@lru_cache(maxsize=1)
+def _brief(source: _Source, trust: bool) -> dict[str, Any]:
+    """See `rsdmri.data.brief`; files behind a URI are read here, since the child process has no network."""
+    return load_facts(source.location, trust=trust or isinstance(source.location, str), reader="brief")
+
+
+def _read(source: _Source, bar: Bar, trust: bool) -> _Record:
+    known = _brief(source, trust)
     read = 0
 
     def advance(count: int) -> None:
@@ -167,9 +176,9 @@ def _read(source: _Source, bar: Bar) -> _Record:
     now = source if isinstance(source.location, str) else _local(source.location, source.relative)
     if read != source.size or now != source:
         raise InputError(f"{shown(source.location)}: changed while it was read; index again when it is complete")
-    contrast = "" if shape.acquisition == "unknown" else shape.acquisition
-    matrix = f"{shape.y}x{shape.x}"
-    return _Record(source.relative, source.size, source.stamp, digest, contrast, shape.coils, matrix)
+    contrast = "" if known["acquisition"] == "unknown" else str(known["acquisition"])
+    matrix = f"{known['y']}x{known['x']}"
+    return _Record(source.relative, source.size, source.stamp, digest, contrast, int(known["coils"]), matrix)
 
 
 def _entry(source: _Source, record: _Record, rules: IndexRules) -> ManifestEntry:
@@ -230,12 +239,10 @@ def _from_path(rules: IndexRules, relative: str) -> str:
     return found
 
 
-def _from_file(source: _Source) -> str:
+def _from_file(source: _Source, trust: bool) -> str:
     """The file's ``patient_id``, else its name; neither is written anywhere."""
-    with open_hdf5(source.location) as file:
-        value = file.attrs.get("patient_id")
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return f"id {text}" if isinstance(text, str) and text.strip() else f"file {name_of(source.relative)}"
+    patient = _brief(source, trust)["patient_id"]
+    return f"id {patient}" if patient else f"file {name_of(source.relative)}"
 
 
 def _splitter(rules: IndexRules, root: Location) -> Callable[[str, str], str]:

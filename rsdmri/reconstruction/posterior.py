@@ -76,10 +76,10 @@ def rsd(
     which treats what aliasing is left as noise. Draws differ by e; their spread says how far the result hangs on it.
 
     Measured on simulated heads (48 x 48, R = 4, 8 coils, a teacher of five minutes on two cores), NRMSE: SENSE 0.260,
-    L1-wavelet (db4 at the time) 0.205, `ambient_one_step` 0.22 to 0.24, the one-step generator fed with the data 0.267 (mean of four
-    draws 0.254), this 0.184 without and 0.186 with the perturbation (mean of four draws). The teacher as D was better
-    than the fake score (0.199) and the generator's weights (0.195). 32 images with true maps; LEVELS and TRUST are the
-    best of about 25 settings on these same images, L1's threshold the best of about 5.
+    L1-wavelet (then with db4 wavelets) 0.205, `ambient_one_step` 0.22 to 0.24, the one-step generator fed with the data
+    0.267 (mean of four draws 0.254), this 0.184 without and 0.186 with the perturbation (mean of four draws). The
+    teacher as D was better than the fake score (0.199) and the generator's weights (0.195). 32 images with true maps;
+    LEVELS and TRUST are the best of about 25 settings on these same images, L1's threshold the best of about 5.
 
     Args:
         prior: its denoiser is D.

@@ -1,8 +1,11 @@
 """Values kept on disk: what goes in comes out, damage counts as absence, four processes keep the limit."""
 
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,7 +104,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         SliceCache(tmp_path / "file" / "below", LIMIT)
 
 
-def _work(folder, number, answers):
+def _work(folder, number):
     """Store and load the same keys as the other processes; count wrong values and the largest size seen."""
     cache, wrong, most = SliceCache(folder, LIMIT), 0, 0
     for step in range(200):
@@ -113,7 +116,7 @@ def _work(folder, number, answers):
             wrong += not same(found, tensors(seed))
         if step % 10 == 0:
             most = max(most, sum(item.stat().st_size for item in _listed(folder)))
-    answers.put((wrong, most))
+    return wrong, most
 
 
 def _listed(folder):
@@ -125,18 +128,14 @@ def _listed(folder):
         yield path
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_four_processes_share_a_folder(tmp_path):
-    context = multiprocessing.get_context("fork")  # spawned ones would each import torch
-    answers = context.Queue()
-    workers = [context.Process(target=_work, args=(tmp_path, n, answers)) for n in range(4)]
-    for worker in workers:
-        worker.start()
-    results = [answers.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    script = "import json, sys; from pathlib import Path; from test_slice_cache import _work;"
+    script += "print(json.dumps(_work(Path(sys.argv[1]), int(sys.argv[2]))))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    commands = [[sys.executable, "-c", script, str(tmp_path), str(number)] for number in range(4)]
+    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
+    results = [json.loads(worker.communicate(timeout=300)[0]) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4
     assert [wrong for wrong, _ in results] == [0] * 4
     assert max(most for _, most in results) <= LIMIT
     assert size_of(tmp_path) <= LIMIT

@@ -1,7 +1,10 @@
 """Training data: the same slices bit for bit with and without disk cache and worker threads."""
 
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,24 +117,20 @@ def test_slices_of_several_shapes_never_share_a_batch(tmp_path):
         assert len({tuple(slices[i].kspace.shape) for i in items}) == 1
 
 
-def _prepare_all(folder, cache, answers):
+def _prepare_all(folder, cache):
     config = load_config(None, [f"data.cache_dir={cache}", "data.cache_gb=0"])
     slices = open_slices(config, folder)
-    answers.put([float(slices[i].maps.abs().sum()) for i in range(len(slices))])
+    return [float(slices[i].maps.abs().sum()) for i in range(len(slices))]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_processes_that_share_a_cache_see_the_same_slices(tmp_path, simulated):
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    workers = [context.Process(target=_prepare_all, args=(simulated, tmp_path, answers)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    found = [answers.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    script = "import json, sys; from pathlib import Path; from test_dataset import _prepare_all;"
+    script += "print(json.dumps(_prepare_all(Path(sys.argv[1]), Path(sys.argv[2]))))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", script, str(simulated), str(tmp_path)]
+    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    found = [json.loads(worker.communicate(timeout=300)[0]) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4
     assert found[1:] == found[:-1]
     cache = SliceCache(tmp_path, 1e9)
     keys = [path.stem for path in tmp_path.glob("*.safetensors")]

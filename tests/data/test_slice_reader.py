@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -141,9 +143,7 @@ def _child(reader, folder, seed, answers):
     answers.put(read_some(reader, folder, seed))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_children_read_beside_their_parent_after_a_fork(folder):
+def _fork_and_read(folder):
     reader = SliceReader()
     read_some(reader, folder, 0)  # handles are open when the children begin
     context = multiprocessing.get_context("fork")
@@ -157,6 +157,16 @@ def test_children_read_beside_their_parent_after_a_fork(folder):
     for child in children:
         child.join(60)
         assert child.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_children_read_beside_their_parent_after_a_fork(folder):
+    """In a process of its own: what other tests left running would be forked, too."""
+    script = "import sys; from pathlib import Path; from test_slice_reader import _fork_and_read;"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", f"{script} _fork_and_read(Path(sys.argv[1]))", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_reader_travels_to_another_process_without_its_handles(folder):

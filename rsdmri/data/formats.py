@@ -61,7 +61,7 @@ def read_any(
         case Format.fastmri:
             return read_scan(path)
         case Format.ismrmrd:
-            from rsdmri.data.ismrmrd import read_ismrmrd  # type: ignore[import-not-found, unused-ignore]
+            from rsdmri.data.ismrmrd import read_ismrmrd
 
             return read_ismrmrd(path, keep_oversampling=keep_oversampling)  # type: ignore[no-any-return, unused-ignore]
         case Format.cmrxrecon:
@@ -73,7 +73,7 @@ def read_any(
         case Format.arrays:
             return read_arrays(path, variable=variable, axes=axes, frame=frame)
         case Format.twix:
-            from rsdmri.data.twix import read_twix  # type: ignore[import-not-found, unused-ignore]
+            from rsdmri.data.twix import read_twix
 
             return read_twix(path, keep_oversampling=keep_oversampling)  # type: ignore[no-any-return, unused-ignore]
 

@@ -157,20 +157,6 @@ def list_files(uri: str, suffixes: tuple[str, ...], *, recursive: bool) -> list[
     return sorted(files, key=lambda file: file.relative)
 
 
-def fingerprint(location: Location) -> str:
-    """What changes when the contents of a file do: size, modification time and inode, or the store's own tag."""
-    if is_uri(str(location)):
-        system, path = _system(str(location))
-        with _explained(str(location)):
-            info = system.info(path)
-        return f"{public(str(location))} {info.get('size')} {_stamp(info)}"
-    try:
-        status = os.stat(location)
-    except OSError as error:
-        raise InputError(f"{location}: cannot be read ({error.strerror}); check the path") from None
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
-
-
 def _stamp(info: dict[str, Any]) -> str:
     keys = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
     return " ".join(str(info[key]) for key in keys if info.get(key) is not None)

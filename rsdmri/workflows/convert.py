@@ -60,7 +60,7 @@ def convert(
             case "BART cfl":
                 write_cfl(out, scan.kspace)
             case _:
-                from rsdmri.data.ismrmrd import write_ismrmrd  # type: ignore[import-not-found, unused-ignore]
+                from rsdmri.data.ismrmrd import write_ismrmrd
 
                 with atomic_path(out) as temporary:
                     write_ismrmrd(temporary, scan)

@@ -160,8 +160,9 @@ def train(
 ) -> None:
     """Train a teacher and its one-step prior. The same command again goes on where it stopped."""
     from rsdmri.config import load_config
-    from rsdmri.workflows.train import Interrupted, parse_duration
+    from rsdmri.workflows.train import parse_duration
     from rsdmri.workflows.train import train as run
+    from rsdmri.workflows.trainer import Interrupted
 
     overrides = list(set_ or [])
     if acceleration is not None:
@@ -341,7 +342,7 @@ def demo(
 ) -> None:
     """Run the whole line on simulated scans. Ends with a report; at most 15 minutes on two cores."""
     from rsdmri.workflows.demo import demo as run
-    from rsdmri.workflows.train import Interrupted
+    from rsdmri.workflows.trainer import Interrupted
 
     try:
         run(out, quick=quick, device=device, seed=seed, say=typer.echo)

@@ -63,7 +63,9 @@ class NetworkConfig(Section):
     blocks: int = Field(1, ge=1)
     attention: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
-    preconditioning: Literal["operator", "published"] = "operator"
+    preconditioning: Literal["auto", "operator", "published", "consistent"] = Field(
+        "auto", description="auto: operator where lines or pixels are missing, published where none are"
+    )
     cg_iterations: int = Field(6, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -74,9 +76,25 @@ class NetworkConfig(Section):
         return self
 
 
-class TeacherConfig(Section):
-    """Phase I: the ambient diffusion teacher."""
+class CorruptionConfig(Section):
+    """What happened to the images of the training set; ``fourier`` is MRI acquisition, the others act on magnitudes."""
 
+    kind: Literal["fourier", "denoising", "inpainting", "blur", "super-resolution"] = "fourier"
+    noise: float = Field(0.0, ge=0, description="standard deviation of noise added to each measured number")
+    keep: float = Field(0.4, gt=0, le=1, description="inpainting: share of the pixels that are kept")
+    further_keep: float = Field(0.9, gt=0, lt=1, description="inpainting: share of these that the further mask keeps")
+    blur: float = Field(1.0, gt=0, description="blur: width of the Gaussian in pixels")
+    factor: int = Field(2, ge=2, description="super-resolution: pixels of a block along each side")
+
+
+class TeacherConfig(Section):
+    """Phase I: the corruption-aware diffusion teacher."""
+
+    objective: Literal["auto", "edm", "ambient-tweedie", "ambient", "fourier-ambient"] = Field(
+        "auto", description="auto: ambient where lines or pixels are missing, else ambient-tweedie with noise, else edm"
+    )
+    images: Literal["adjoint", "l1-wavelet"] = Field("adjoint", description="what edm takes for images of k-space")
+    consistency: float = Field(0.0, ge=0, description="weight of the consistency term below the measurement noise")
     steps: int = Field(20_000, ge=1)
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
@@ -106,6 +124,15 @@ class PriorConfig(Section):
     ema_images: float = Field(20_000, ge=0)
 
 
+_OBJECTIVES = {
+    "fourier": ("ambient", "fourier-ambient", "edm", "ambient-tweedie"),
+    "inpainting": ("ambient", "edm"),
+    "denoising": ("ambient-tweedie", "edm"),
+    "blur": ("edm", "ambient-tweedie"),
+    "super-resolution": ("edm", "ambient-tweedie"),
+}
+
+
 class Config(Section):
     """Everything that determines a run."""
 
@@ -116,9 +143,36 @@ class Config(Section):
     data: DataConfig = DataConfig()
     simulate: SimulateConfig = SimulateConfig()
     acquisition: AcquisitionConfig = AcquisitionConfig()
+    corruption: CorruptionConfig = CorruptionConfig()
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
     prior: PriorConfig = PriorConfig()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        fitting = _OBJECTIVES[self.corruption.kind]
+        if self.teacher.objective not in ("auto", *fitting):
+            raise ValueError(
+                f"teacher.objective {self.teacher.objective} does not fit corruption.kind {self.corruption.kind}; "
+                f"use {' or '.join(fitting)}"
+            )
+        return self
+
+    @property
+    def objective(self) -> Literal["edm", "ambient-tweedie", "ambient", "fourier-ambient"]:
+        """The teacher's objective, ``auto`` resolved."""
+        if self.teacher.objective != "auto":
+            return self.teacher.objective
+        if self.corruption.kind in ("fourier", "inpainting"):
+            return "ambient"
+        return "ambient-tweedie" if self.corruption.noise > 0 else "edm"
+
+    @property
+    def preconditioning(self) -> Literal["operator", "published", "consistent"]:
+        """The denoiser's preconditioning, ``auto`` resolved."""
+        if self.network.preconditioning != "auto":
+            return self.network.preconditioning
+        return "operator" if self.objective in ("ambient", "fourier-ambient") else "published"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary without the empty settings."""

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,14 @@ from torch import Tensor
 
 from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.config import Config, config_from_dict
+from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.sample import sample_teacher
-from rsdmri.diffusion.schedule import complex_noise
 from rsdmri.diffusion.unet import UNet, parameter_count
 from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
 from rsdmri.files import write_text
-from rsdmri.physics import masks
-from rsdmri.physics.sense import Sense, sense
+from rsdmri.physics.sense import Sampling, Sense, sense
 from rsdmri.runtime import select_device, torch_generator
 from rsdmri.training.checkpoint import load_tensors, save_tensors
 
@@ -35,37 +33,21 @@ FORMAT = 1
 BANK_BYTES = 48e6
 
 
-@dataclass(frozen=True)
-class Acquisitions:
-    """Bank of coil maps complex64 ``(n, coil, y, x)`` and masks bool ``(n, 1 or y, x)`` with the further mask's law.
-
-    ``drop`` lines of each mask are left out at random to draw the further mask that a network is shown.
-    """
-
-    maps: Tensor
-    mask: Tensor
-    drop: int
-
-    @cached_property
-    def acs(self) -> tuple[slice, slice]:
-        """The centre that all masks of the bank acquired."""
-        return masks.acs_block(self.mask)
-
-    def draw(self, count: int, generator: torch.Generator) -> Sense:
-        """Batch of ``count`` operators A~ with random maps and further masks."""
-        device = self.maps.device
-        items = torch.randint(len(self.maps), (count,), generator=generator, device=device)
-        shown = masks.further_mask(self.mask[items], self.drop, acs=self.acs, generator=generator)
-        return sense(self.maps[items], shown)
-
-
 def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> Denoiser:
     """Denoiser with freshly initialised weights, the same for the same seed."""
     network = config.network
     autocast = network.precision == "bfloat16" or (network.precision == "auto" and device.type != "cpu")
-    unet = UNet(channels=network.channels, blocks=network.blocks, attention=network.attention, dropout=network.dropout)
+    parts = 2 if config.corruption.kind == "fourier" else 1  # complex images or magnitudes
+    unet = UNet(
+        parts + 1,
+        parts,
+        channels=network.channels,
+        blocks=network.blocks,
+        attention=network.attention,
+        dropout=network.dropout,
+    )
     unet.initialise(torch_generator(config.seed, "init"))
-    denoiser = Denoiser(unet, sigma_data, network.preconditioning, network.cg_iterations, autocast)
+    denoiser = Denoiser(unet, sigma_data, config.preconditioning, network.cg_iterations, autocast)
     return denoiser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -94,7 +76,7 @@ class Prior:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.bank.maps.device
+        return self.bank.device
 
     def sample(
         self,
@@ -120,14 +102,16 @@ class Prior:
         """
         self.check_request(n, teacher=teacher, steps=steps)
         images = []
-        for count, operator, noise in self._draws(n, seed, batch):
+        for draws in self._draws(n, seed, batch):
             with torch.no_grad():
                 if teacher or self.generator is None:
-                    drawn = sample_teacher(self.denoiser, operator, noise, steps)
+                    drawn = sample_teacher(
+                        self.denoiser, draws.operator, draws.noise, steps, draws.coil_noise, self.bank.sigma_y
+                    )
                 else:
-                    drawn = self.generator(noise, operator)
+                    drawn = self.generator(draws.noise, draws.operator)
             images.append(drawn.cpu())
-            advance(count)
+            advance(len(drawn))
         return torch.cat(images)
 
     def check_request(self, n: int, *, teacher: bool = False, steps: int = 18) -> None:
@@ -139,15 +123,29 @@ class Prior:
         if not teacher and self.generator is None:
             raise InputError("this run has a teacher but no one-step prior yet; finish rsdmri train or use --teacher")
 
-    def _draws(self, n: int, seed: int, batch: int) -> Iterator[tuple[int, Sense, Tensor]]:
+    def _draws(self, n: int, seed: int, batch: int) -> Iterator["_Draws"]:
         for start in range(0, n, batch):
             parts = []
             for item in range(start, min(n, start + batch)):
                 generator = torch_generator("sample", seed, item, device=self.device)
                 operator = self.bank.draw(1, generator)
-                parts.append((operator.maps, operator.mask, complex_noise(operator.maps[:, 0], generator)))
-            maps, shown, noise = (torch.cat(column) for column in zip(*parts, strict=True))
-            yield len(parts), sense(maps, shown), noise
+                noise = self.bank.draw_noise(operator, generator)
+                parts.append((operator, noise, self.bank.draw_coil_noise(operator, generator)))
+            operators, noises, coil_noises = zip(*parts, strict=True)
+            noise = torch.cat(noises)
+            mask = torch.cat([operator.mask for operator in operators])
+            if isinstance(operators[0], Sense):
+                joined: Sense | Sampling = sense(torch.cat([operator.maps for operator in operators]), mask)
+            else:
+                joined = Sampling(mask, tuple(noise.shape))
+            yield _Draws(joined, noise, None if coil_noises[0] is None else torch.cat(coil_noises))
+
+
+@dataclass(frozen=True)
+class _Draws:
+    operator: Sense | Sampling
+    noise: Tensor
+    coil_noise: Tensor | None
 
 
 def save_prior(
@@ -164,7 +162,9 @@ def save_prior(
     tensors = {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
     if generator is not None:
         tensors |= {f"generator.{k}": v for k, v in generator.denoiser.state_dict().items()}
-    tensors |= {"bank.maps": torch.view_as_real(bank.maps), "bank.mask": bank.mask}
+    tensors |= {"bank.mask": bank.mask}
+    if bank.maps is not None:
+        tensors["bank.maps"] = torch.view_as_real(bank.maps)
     weights = folder / "model.safetensors"
     save_tensors(weights, tensors, {"kind": "teacher" if generator is None else "prior", "version": __version__})
     meta = {
@@ -175,6 +175,7 @@ def save_prior(
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "sigma_data": float(denoiser.sigma_data),
         "further_drop": bank.drop,
+        "sampling": {"keep": bank.keep, "real": bank.real, "sigma_y": bank.sigma_y, "coil_noise": bank.coil_noise},
         "parameters": parameter_count(denoiser),
         "config": config.to_dict(),
         **facts,
@@ -201,8 +202,9 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
         if meta["kind"] == "prior":
             generator = Generator(build_denoiser(config, meta["sigma_data"], target), config.prior.sigma_init)
             generator.denoiser.load_state_dict(_part("generator.", tensors))
-        maps = torch.view_as_complex(tensors["bank.maps"]).to(target)
-        bank = Acquisitions(maps, tensors["bank.mask"].to(target), int(meta["further_drop"]))
+        maps = torch.view_as_complex(tensors["bank.maps"]).to(target) if "bank.maps" in tensors else None
+        law = meta.get("sampling", {})
+        bank = Acquisitions(maps, tensors["bank.mask"].to(target), int(meta["further_drop"]), **law)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{folder}: weights and config.json do not fit ({reason}); copy the whole folder") from None
@@ -223,13 +225,13 @@ def newest_prior(runs: Path = Path("runs")) -> Path:
 
 def model_card(meta: dict[str, Any], bank: Acquisitions) -> str:
     """Model card in Markdown."""
-    config, coils, (height, width) = meta["config"], bank.maps.shape[1], bank.maps.shape[-2:]
-    acquisition = config["acquisition"]
+    config, (height, width) = meta["config"], bank.shape
     rows = {
-        "kind": "one-step generator with its teacher" if meta["kind"] == "prior" else "ambient diffusion teacher",
+        "kind": "one-step generator with its teacher" if meta["kind"] == "prior" else "diffusion teacher",
+        "objective": config_from_dict(config, "config.json").objective,
         "trained on": meta.get("trained_on", "unknown"),
-        "matrix": f"{height} x {width}, {coils} coils",
-        "acceleration": f"{acquisition['acceleration']:g} ({acquisition['mask']} masks); {bank.drop} dropped further",
+        "matrix": f"{height} x {width}" + ("" if bank.maps is None else f", {bank.maps.shape[1]} coils"),
+        "measurements": _measurements(config, bank),
         "scale": "whitened k-space divided by the 99th percentile of its centre-only root-sum-of-squares image",
         "parameters": f"{meta['parameters']:,}",
         "training": meta.get("training", "unknown"),
@@ -250,6 +252,14 @@ def model_card(meta: dict[str, Any], bank: Acquisitions) -> str:
             "",
         ]
     )
+
+
+def _measurements(config: dict[str, Any], bank: Acquisitions) -> str:
+    acquisition, corruption = config["acquisition"], config.get("corruption", {"kind": "fourier"})
+    if corruption["kind"] == "fourier":
+        dropped = f"; {bank.drop} dropped further" if bank.maps is not None else ""
+        return f"k-space at acceleration {acquisition['acceleration']:g} ({acquisition['mask']} masks){dropped}"
+    return f"magnitude images, {corruption['kind']}, noise {corruption['noise']:g}"
 
 
 def _locate(path: Path) -> Path:

@@ -52,6 +52,8 @@ FLOORS = {
     "rsdmri.physics.emulation": 1,
     "rsdmri.physics.prepare": 3,
     "rsdmri.diffusion.denoiser": 3,
+    "rsdmri.diffusion.acquisitions": 3,
+    "rsdmri.diffusion.batch": 3,
     "rsdmri.diffusion.objectives": 3,
     "rsdmri.diffusion.sample": 3,
     "rsdmri.distillation.*": 4,
@@ -98,7 +100,9 @@ FLOORS = {
     "rsdmri.training.checkpoint": 4,
     "rsdmri.training.ema": 4,
     "rsdmri.training.shards": 4,
-    "rsdmri.training.stages": 5,  # the losses of the distillation are below it
+    "rsdmri.training.stage": 4,
+    "rsdmri.training.teacher": 5,
+    "rsdmri.training.prior": 5,  # the losses of the distillation are below it
     "rsdmri.training.loop": 5,
     "rsdmri.data.formats": 5,
     "rsdmri.data.dataset": 5,

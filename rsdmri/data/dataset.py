@@ -63,6 +63,15 @@ class MaskLaw:
         lines = max(round(0.32 * width / self.acceleration), min(8, int(width / self.acceleration) // 2))
         return lines / width
 
+    def centre(self, width: int) -> int | None:
+        """Lines that scale and coil maps come from; None: all of the centre that a mask acquired.
+
+        Complete k-space with a ``center_fraction`` is seen in the units that undersampled scans with it have.
+        """
+        if self.acceleration > 1 or self.center_fraction is None:
+            return None
+        return max(_LEAST_ACS, round(self.center_fraction * width))
+
     def drop(self, width: int) -> int:
         """Lines that further masks drop."""
         return masks.further_drop(width, self.acceleration) if self.further_drop is None else self.further_drop
@@ -206,11 +215,12 @@ class TrainingSlices:
             torch.set_num_threads(threads)
         ref = self.slices[item]
         noise = self.noise_of(ref.path)
-        kspace = self._read(ref)
+        kspace, centre = self._read(ref), self.law.centre(ref.file.x) if not ref.file.prospective else None
         if self._disk is None:
-            return prepare_slice(kspace, ref.mask, noise=noise)
+            return prepare_slice(kspace, ref.mask, noise=noise, centre=centre)
         key = entry_key(
             *("slice", _CACHE_VERSION, __version__, torch.__version__, torch.get_num_threads(), tuple(kspace.shape)),
+            centre,
             *(x.contiguous().numpy().tobytes() for x in (ref.mask, noise.covariance)),
             kspace.numpy().data,
         )
@@ -218,7 +228,7 @@ class TrainingSlices:
         if known is not None:
             scale = float(known.pop("scale"))
             return prepare_known(kspace, ref.mask, noise=noise, scale=scale, **known)
-        prepared = prepare_slice(kspace, ref.mask, noise=noise)
+        prepared = prepare_slice(kspace, ref.mask, noise=noise, centre=centre)
         scale_tensor = torch.tensor(prepared.scale, dtype=torch.float64)
         self._disk.store(key, {"maps": prepared.maps, "intensity": prepared.intensity, "scale": scale_tensor})
         return prepared
@@ -230,7 +240,8 @@ class TrainingSlices:
             return known.kspace, known.mask, known.sigma_y
         ref = self.slices[item]
         noise = self.noise_of(ref.path)
-        return scale_slice(self._read(ref), ref.mask, noise=noise)
+        centre = None if ref.file.prospective else self.law.centre(ref.file.x)
+        return scale_slice(self._read(ref), ref.mask, noise=noise, centre=centre)
 
     def _read(self, ref: SliceRef) -> Tensor:
         """Acquired samples, in a buffer that the next call of the same thread fills again."""

@@ -11,24 +11,29 @@ from torch import Tensor, nn
 
 from rsdmri.physics.fourier import from_channels, to_channels
 from rsdmri.physics.linop import linear
-from rsdmri.physics.sense import Sense
+from rsdmri.physics.sense import Sampling, Sense
 from rsdmri.physics.solve import conjugate_gradient
 
-Preconditioning = Literal["operator", "published"]
+Preconditioning = Literal["operator", "published", "consistent"]
+Acquisition = Sense | Sampling
 
 
-def ridge_inverse(u: Tensor, operator: Sense, shift: Tensor, iterations: int) -> Tensor:
+def ridge_inverse(u: Tensor, operator: Acquisition, shift: Tensor, iterations: int) -> Tensor:
     """Return r = (A^H A + shift)^-1 u by a few conjugate-gradient steps, per item, with the implicit gradient.
 
     The matrix is Hermitian, so the adjoint of the inverse is the inverse itself: the backward pass solves once more
     instead of recording the iterations.
 
     Args:
-        u: complex64 ``(batch, y, x)``.
+        u: images ``(batch, y, x)``.
         operator: A, batched like ``u``.
         shift: positive, ``(batch,)``.
         iterations: conjugate-gradient steps.
     """
+
+    if isinstance(operator, Sampling):  # a projection
+        per_item = shift[:, None, None]
+        return u / torch.where(operator.mask, 1 + per_item, per_item)
 
     def solve(rhs: Tensor) -> Tensor:
         return conjugate_gradient(operator.normal, rhs, shift=shift, iterations=iterations)
@@ -36,9 +41,11 @@ def ridge_inverse(u: Tensor, operator: Sense, shift: Tensor, iterations: int) ->
     return linear(u, solve, solve)
 
 
-def support(operator: Sense) -> Tensor:
-    """Pixels that some coil sees, bool ``(batch, y, x)``: elsewhere no measurement says anything, and x is 0."""
-    return (operator.maps != 0).any(dim=-3)
+def within_support(estimate: Tensor, operator: Acquisition) -> Tensor:
+    """``estimate`` (batch, y, x) where some coil sees, 0 elsewhere: no measurement says anything there, and x is 0."""
+    if isinstance(operator, Sampling):
+        return estimate
+    return torch.where((operator.maps != 0).any(dim=-3), estimate, 0)
 
 
 class Denoiser(nn.Module):
@@ -50,13 +57,16 @@ class Denoiser(nn.Module):
     ``operator``: lines missing from M~ carry no input, so the skip path inverts the known operator instead:
         lambda = s^2/sd^2, r = (A~^H A~ + lambda)^-1 u, D = r + sd F((1+lambda) r / sqrt(s^2+sd^2), M~, c_noise),
         which has the published skip path where A~ is the identity.
-    Either way the estimate is 0 where no coil sees anything: no loss reaches the network's output there.
+    ``consistent``: the published form, then data consistency, the proximal step of the samples v that gave u = A~^H v,
+        D = argmin_x |A~ x - v|^2 / s^2 + |x - D_p|^2 / sd^2 = D_p + (A~^H A~ + lambda)^-1 (u - A~^H A~ D_p).
+    In all of them the estimate is 0 where no coil sees anything: no loss reaches the network's output there.
 
     Args:
-        network: maps channels (real, imaginary, mask) and c_noise to (real, imaginary).
+        network: maps channels (real, imaginary, mask) and c_noise to (real, imaginary); for real images (image, mask)
+            to (image).
         sigma_data: standard deviation sd of the images per real channel.
-        preconditioning: which of the two forms.
-        iterations: conjugate-gradient steps of the ``operator`` form.
+        preconditioning: which of the three forms.
+        iterations: conjugate-gradient steps of the ``operator`` and ``consistent`` forms.
         autocast: run the network (never the physics) in bfloat16.
     """
 
@@ -79,31 +89,32 @@ class Denoiser(nn.Module):
         self.autocast = autocast
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
 
-    def forward(self, u: Tensor, operator: Sense, sigma: Tensor) -> Tensor:
-        """Return the estimate, complex64 ``(batch, y, x)``.
+    def forward(self, u: Tensor, operator: Acquisition, sigma: Tensor) -> Tensor:
+        """Return the estimate ``(batch, y, x)``.
 
         Args:
-            u: A~^H A~ x_s, complex64 ``(batch, y, x)``.
+            u: A~^H A~ x_s, ``(batch, y, x)``, complex64 or, for real images, float32.
             operator: A~, batched like ``u``.
             sigma: noise level per item, ``(batch,)``.
         """
         data = self.sigma_data
-        total = torch.sqrt(sigma**2 + data**2)
-        if self.preconditioning == "published":
-            base, inputs, outer = _scaled(u, (data / total) ** 2), _scaled(u, 1 / total), sigma * data / total
-        else:
-            ratio = (sigma / data) ** 2
+        total, ratio = torch.sqrt(sigma**2 + data**2), (sigma / data) ** 2
+        if self.preconditioning == "operator":
             base = ridge_inverse(u, operator, ratio, self.iterations)
             inputs, outer = _scaled(base, (1 + ratio) / total), data.expand_as(sigma)
-        estimate = base + _scaled(self._network(inputs, operator.mask, sigma), outer)
-        return torch.where(support(operator), estimate, 0)
+        else:
+            base, inputs, outer = _scaled(u, (data / total) ** 2), _scaled(u, 1 / total), sigma * data / total
+        estimate = within_support(base + _scaled(self._network(inputs, operator.mask, sigma), outer), operator)
+        if self.preconditioning == "consistent":
+            estimate = estimate + ridge_inverse(u - operator.normal(estimate), operator, ratio, self.iterations)
+        return within_support(estimate, operator)
 
     def _network(self, image: Tensor, mask: Tensor, sigma: Tensor) -> Tensor:
-        channels = to_channels(image)
+        channels = to_channels(image) if image.is_complex() else image[:, None]
         plane = mask.to(channels.dtype).reshape(-1, 1, *mask.shape[-2:]).expand(image.shape[0], 1, *image.shape[-2:])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
-            out = self.network(torch.cat([channels, plane], dim=1), sigma.log() / 4)
-        return from_channels(out.float())
+            out = self.network(torch.cat([channels, plane], dim=1), sigma.log() / 4).float()
+        return from_channels(out) if image.is_complex() else out[:, 0]
 
 
 class GaussianDenoiser(nn.Module):
@@ -119,7 +130,7 @@ class GaussianDenoiser(nn.Module):
         super().__init__()
         self.covariance = covariance
 
-    def forward(self, u: Tensor, operator: Sense, sigma: Tensor) -> Tensor:
+    def forward(self, u: Tensor, operator: Acquisition, sigma: Tensor) -> Tensor:
         """Return the posterior mean for ``u`` ``(batch, y, x)`` and ``sigma`` ``(batch,)``."""
         batch, height, width = u.shape
         pixels = height * width

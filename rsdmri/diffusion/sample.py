@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rsdmri.diffusion.denoiser import Denoiser
-from rsdmri.diffusion.schedule import SIGMA_MAX, karras_ladder
-from rsdmri.physics.sense import Sense
+from rsdmri.diffusion.schedule import SIGMA_MAX, SIGMA_MIN, karras_ladder
+from rsdmri.physics.sense import Sampling, Sense
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[int, Tensor], None]
@@ -43,23 +43,34 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = N
 
 
 def sample_teacher(
-    denoiser: Denoiser, operator: Sense, noise: Tensor, steps: int = 18, on_step: OnStep | None = None
+    denoiser: Denoiser,
+    operator: Sense | Sampling,
+    noise: Tensor,
+    steps: int = 18,
+    coil_noise: Tensor | None = None,
+    sigma_y: float = 0.0,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Draw images from the teacher: Heun on x_s with D(A~^H A~ x_s, M~, s), fixed (maps, M~) per item.
 
     Args:
         denoiser: the teacher.
         operator: A~, batched.
-        noise: standard complex noise ``(batch, y, x)``, see `complex_noise`.
+        noise: standard noise of images ``(batch, y, x)``.
         steps: Heun steps; ``2 steps - 1`` network evaluations.
+        coil_noise: the part of k-space noise that no image has, see `Acquisitions.draw_coil_noise`.
+        sigma_y: level at which sampling is truncated: the last step goes from there to the estimate.
         on_step: called with the step's index and state.
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return denoiser(operator.normal(x), operator, sigma)
+        u = operator.normal(x)
+        if coil_noise is not None:
+            u = u + sigma[:, None, None] * coil_noise
+        return denoiser(u, operator, sigma)
 
     with torch.no_grad():
-        return heun(denoise, SIGMA_MAX * noise, karras_ladder(steps), on_step)
+        return heun(denoise, SIGMA_MAX * noise, karras_ladder(steps, max(SIGMA_MIN, sigma_y)), on_step)
 
 
 def _slope(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:

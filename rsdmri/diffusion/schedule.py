@@ -47,7 +47,8 @@ def lognormal_sigma(
     return torch.exp(mean + std * normal)
 
 
-def complex_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise with independent standard normal real and imaginary parts (E|e|^2 = 2), of ``like``'s complex shape."""
-    parts = torch.randn((*like.shape, 2), generator=generator, device=like.device, dtype=like.real.dtype)
-    return torch.view_as_complex(parts)
+def unit_noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of ``like``'s shape and type whose real numbers are independent standard normal (complex: E|e|^2 = 2)."""
+    shape = (*like.shape, 2) if like.is_complex() else like.shape
+    parts = torch.randn(shape, generator=generator, device=like.device, dtype=like.real.dtype)
+    return torch.view_as_complex(parts) if like.is_complex() else parts

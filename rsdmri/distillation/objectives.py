@@ -12,10 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rsdmri.diffusion.batch import Batch, NoiseDraw
 from rsdmri.diffusion.denoiser import Denoiser
-from rsdmri.diffusion.objectives import Batch, NoiseDraw
-from rsdmri.diffusion.schedule import complex_noise, karras_sigma
-from rsdmri.physics.sense import sense
+from rsdmri.diffusion.schedule import karras_sigma, unit_noise
 
 Objective = Literal["sid", "dmd", "sds"]
 
@@ -30,8 +29,8 @@ class GeneratorLoss:
 
 def draw_level(batch: Batch, generator: torch.Generator, t_max: float = 0.8) -> NoiseDraw:
     """Draw s = karras(t), t ~ U[0, t_max], and the noise of a generator step."""
-    t = t_max * torch.rand(len(batch), generator=generator, device=batch.kspace.device)
-    return NoiseDraw(karras_sigma(t), complex_noise(batch.kspace[:, 0], generator))
+    t = t_max * torch.rand(len(batch), generator=generator, device=batch.measured.device)
+    return NoiseDraw(karras_sigma(t), unit_noise(batch.image, generator))
 
 
 def generator_loss(
@@ -50,7 +49,7 @@ def generator_loss(
     sds: as dmd with the fake score replaced by x_g itself, which is what the injected noise amounts to.
     w = mean |x_g - f_phi| per item, constant, at least 1e-5.
     """
-    shown = sense(batch.maps, batch.further_mask)
+    shown = batch.shown
     noisy = images + draw.noise * draw.sigma[:, None, None]
     if objective == "sid":
         u = shown.normal(noisy)

@@ -13,6 +13,7 @@ from rsdmri.errors import InputError
 from rsdmri.physics.coils import espirit_maps
 from rsdmri.physics.fourier import ifft2c, rss
 from rsdmri.physics.masks import acs_block
+from rsdmri.physics.masks.content import center
 from rsdmri.physics.noise import NoiseEstimate, whiten, whitening_matrix
 
 _SCALE_QUANTILE = 0.99
@@ -42,6 +43,7 @@ def prepare_slice(
     noise: NoiseEstimate | None,
     maps: Tensor | None = None,
     sets: int | None = None,
+    centre: int | None = None,
 ) -> PreparedSlice:
     """Whiten, scale and map one slice: ``kspace`` (coil, y, x) complex, ``mask`` (x,), (1, x) or (y, x) boolean.
 
@@ -49,11 +51,11 @@ def prepare_slice(
     percentile of the root-sum-of-squares image of the ACS block alone. Maps: ESPIRiT of the ACS, with ``sets`` as in
     `espirit_maps`; or ``maps`` (coil, y, x) of the coils as they are in the file, which are whitened and normalised;
     either way with the phase of the ACS image, so that the image is nearly real and positive. An empty slice keeps
-    scale 1.
+    scale 1. ``centre`` takes that many centre lines for the ACS instead of all that ``mask`` acquired.
     Raises ``InputError`` for NaN or infinite acquired samples, with their number, and where coil maps cannot be made.
     """
     kspace, mask, whitening = _whitened(kspace, mask, noise)
-    acs = _centre(mask)
+    acs = _centre(mask, centre)
     scale = _acs_scale(kspace, acs)
     kspace = kspace / scale
     sigma_y = 0.0 if noise is None else 1 / scale
@@ -66,10 +68,12 @@ def prepare_slice(
     return PreparedSlice(kspace, mask, maps, scale, sigma_y, scale * rss(unmixed))
 
 
-def scale_slice(kspace: Tensor, mask: Tensor, *, noise: NoiseEstimate) -> tuple[Tensor, Tensor, float]:
+def scale_slice(
+    kspace: Tensor, mask: Tensor, *, noise: NoiseEstimate, centre: int | None = None
+) -> tuple[Tensor, Tensor, float]:
     """``kspace``, ``mask`` and ``sigma_y`` of `prepare_slice`, for the same arguments and errors, without coil maps."""
     kspace, mask, _ = _whitened(kspace, mask, noise)
-    scale = _acs_scale(kspace, _centre(mask))
+    scale = _acs_scale(kspace, _centre(mask, centre))
     return kspace / scale, mask, 1 / scale
 
 
@@ -118,8 +122,10 @@ def _checked(kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return kspace.to(torch.complex64), (mask[None] if mask.ndim == 1 else mask).to(kspace.device)
 
 
-def _centre(mask: Tensor) -> tuple[slice, slice]:
+def _centre(mask: Tensor, lines: int | None) -> tuple[slice, slice]:
     acs = acs_block(mask)
+    if lines is not None and lines < acs[1].stop - acs[1].start:
+        acs = acs[0], center(mask.shape[-1], lines)
     if acs[1].stop == acs[1].start:
         raise InputError("mask: the centre of k-space was not acquired; scale and coil maps come from the centre (ACS)")
     return acs

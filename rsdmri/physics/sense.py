@@ -317,6 +317,10 @@ class Sampling(LinearOperator):
         self.mask: Tensor = mask.detach().clone()
         self.domain_shape = self.range_shape = tuple(shape)
 
+    def with_mask(self, mask: Tensor) -> "Sampling":
+        """The same domain seen through another mask."""
+        return Sampling(mask, self.domain_shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return M x."""
         check_shape(x, self.domain_shape)

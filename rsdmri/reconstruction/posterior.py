@@ -8,7 +8,7 @@ estimate, weighed by how far each can be trusted,
 import torch
 from torch import Tensor
 
-from rsdmri.diffusion.schedule import complex_noise
+from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics.sense import Sense
 from rsdmri.physics.solve import conjugate_gradient
@@ -98,7 +98,7 @@ def rsd(
             image = l1_wavelet(operator, kspace, strength=l1_strength(sigma_y), generator=generator)
         for step in LEVELS:
             level = sigma_y.clamp_min(step)
-            noise = complex_noise(image, generator) * (JITTER * level)[:, None, None]
+            noise = unit_noise(image, generator) * (JITTER * level)[:, None, None]
             estimate = prior.denoiser(everything.normal(image + noise), everything, level)
             image = data_consistency(operator, kspace, estimate, _floor(sigma_y), trust)
     return image

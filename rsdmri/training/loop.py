@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rsdmri.errors import InputError
-from rsdmri.training.stages import Metrics, Stage
+from rsdmri.training.stage import Metrics, Stage
 
 
 @dataclass(frozen=True)

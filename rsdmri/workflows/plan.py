@@ -75,8 +75,8 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
         f"coverage: each line acquired in {int(counts.min())} to {int(counts.max())} of {len(slices)} slices; "
         f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
-        f"network: {parameter_count(unet):,} parameters, {config.network.preconditioning} preconditioning, "
-        f"about {memory / 1e9:.2f} GB at batch {batch}",
+        f"objective: {config.objective}; network: {parameter_count(unet):,} parameters, {config.preconditioning} "
+        f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}",
     ]
     return Plan(lines, drop, parameter_count(unet), memory / 1e9)
 

@@ -227,7 +227,9 @@ def reference_images(scan: Scan, law: MaskLaw) -> np.ndarray:
     whitening = whitening_matrix(noise.covariance)
     images = np.empty((len(scan.kspace), *scan.kspace.shape[-2:]), np.complex64)
     for index, kspace in enumerate(torch.from_numpy(scan.kspace)):
-        item = prepare_slice(kspace, law.draw(kspace.shape[-1], f"{scan.name}.h5", index), noise=noise)
+        width = kspace.shape[-1]
+        mask = law.draw(width, f"{scan.name}.h5", index)
+        item = prepare_slice(kspace, mask, noise=noise, centre=law.centre(width))
         acquired = torch.from_numpy(np.array(scan.mask))
         images[index] = sense(item.maps, acquired).adjoint(whiten(kspace, whitening) / item.scale).numpy()
     return images
@@ -328,7 +330,7 @@ def _prior_warnings(scan: Scan, mask: Tensor, prior: Prior | None) -> tuple[str,
     if prior is None:
         return ()
     notes = []
-    trained, here = tuple(prior.bank.maps.shape[-2:]), scan.kspace.shape[-2:]
+    trained, here = prior.bank.shape, scan.kspace.shape[-2:]
     if trained != here:
         notes.append(f"the prior was trained on {trained[0]} x {trained[1]} images, this scan is {here[0]} x {here[1]}")
     usual = prior.config.acquisition.acceleration

@@ -1,49 +1,23 @@
 """Training: scans to teacher to one-step prior, resumable at any time by the same call."""
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-
-from rsdmri import __version__
 from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import Location, is_uri, refuse_secrets
 from rsdmri.data.simulate import write_simulated
-from rsdmri.diffusion.objectives import Batch
 from rsdmri.errors import InputError
-from rsdmri.physics import masks
-from rsdmri.priors import BANK_BYTES, Acquisitions, Prior, build_denoiser, load_prior, save_prior
 from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
-from rsdmri.runtime import numpy_generator, prepare_process, select_device, torch_generator
-from rsdmri.training.checkpoint import latest_checkpoint, save_checkpoint
-from rsdmri.training.loop import Schedule, StepReport, run_stage
-from rsdmri.training.shards import Shards
-from rsdmri.training.stages import PriorStage, Stage, TeacherStage
+from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
 from rsdmri.workflows.run_folder import RunFolder
-
-StageName = Literal["all", "teacher", "prior"]
-Say = Callable[[str], None]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; its state is saved."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Seconds of training time for the two stages; None: as many steps as the configuration says."""
-
-    teacher: float | None = None
-    prior: float | None = None
+from rsdmri.workflows.sources import open_source
+from rsdmri.workflows.trainer import Budget, Say, StageName, Trainer
 
 
 def train(
@@ -78,7 +52,7 @@ def train(
             folder.adopt(_recorded(config))
         try:
             _check_before(config, out, stage)
-            slices, plan, source = _open(config, out, say)
+            slices, plan, words = _open(config, out, say)
             if folder is None:
                 return out
             _prepare(slices)
@@ -86,7 +60,8 @@ def train(
             if folder is not None:
                 folder.give_up()
             raise
-        trainer = Trainer(_recorded(config), folder, slices, plan, target, source, say)
+        source = open_source(_recorded(config), slices, target)
+        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say)
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
         trainer.run(stage, split_budget(left, config.teacher.share, stage))
     return out
@@ -101,170 +76,6 @@ def split_budget(seconds: float | None, share: float, stage: StageName) -> Budge
     if stage == "prior":
         return Budget(prior=seconds)
     return Budget(share * seconds, (1 - share) * seconds)
-
-
-class Trainer:
-    """Runs the stages of one run folder.
-
-    Args:
-        config: settings.
-        folder: where everything goes.
-        slices: prepared training data.
-        plan: worked-out numbers.
-        device: of the networks.
-        source: what the data are, for the model card.
-        say: where lines for the user go.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        slices: TrainingSlices,
-        plan: Plan,
-        device: torch.device,
-        source: str,
-        say: Say,
-    ):
-        self.config, self.folder, self.slices, self.plan = config, folder, slices, plan
-        self.device, self.source, self.say = device, source, say
-        self.shards = Shards(config.workers, device)
-        self.bank = self._bank()
-
-    def run(self, stage: StageName, budget: Budget) -> None:
-        """Train the stages that ``stage`` names and are not finished."""
-        if stage in ("all", "teacher"):
-            denoiser = build_denoiser(self.config, self.slices.sigma_data(), self.device)
-            teacher_stage = TeacherStage(self.config, denoiser, self.batches, self.shards)
-            schedule = Schedule(self._steps("teacher", budget.teacher), budget.teacher)
-            report = self._train(teacher_stage, schedule, "Training teacher")
-            if report is not None:
-                facts = self._facts(report, teacher_stage.batch)
-                save_prior(self.folder.path / "teacher", teacher_stage.average, None, self.bank, self.config, facts)
-        if stage in ("all", "prior"):
-            teacher = self._teacher()
-            prior_stage = PriorStage(self.config, teacher.denoiser, self.batches, self.shards)
-            schedule = Schedule(self._steps("prior", budget.prior), budget.prior)
-            report = self._train(prior_stage, schedule, "Distilling prior")
-            if report is not None:
-                save_prior(
-                    self.folder.path / "prior",
-                    teacher.denoiser,
-                    prior_stage.average,
-                    self.bank,
-                    self.config,
-                    self._facts(report, prior_stage.batch) | {"teacher_training": teacher.meta.get("training", "")},
-                )
-
-    def batches(self, count: int, *key: object) -> Batch:
-        """Batch of ``count`` slices determined by ``key``, with fresh further masks, on the device."""
-        items = self.slices.draw_items(count, *key)
-        prepared = [self.slices[item] for item in items]
-        if self.config.data.workers and key and isinstance(key[-1], int):  # the next step's, while this one is taken
-            self.slices.prefetch(self.slices.draw_items(count, *key[:-1], key[-1] + 1))
-        mask = torch.stack([p.mask.reshape(-1, p.mask.shape[-1]) for p in prepared])
-        ref = self.slices.slices[items[0]]
-        drop, acs = self.slices.further_drop(ref), self.slices.acs_of(ref)
-        shown = masks.further_mask(mask, drop, acs=acs, generator=torch_generator("further", *key))
-        batch = Batch(torch.stack([p.kspace for p in prepared]), torch.stack([p.maps for p in prepared]), mask, shown)
-        return batch.to(self.device)
-
-    def _train(self, stage: Stage, schedule: Schedule, title: str) -> StepReport | None:
-        """Run ``stage`` from its last checkpoint; return the last report, or None when it was finished before."""
-        name, every = stage.name, self.config.checkpoint_every
-        step, elapsed = 0, 0.0
-        saved = latest_checkpoint(self.folder.checkpoints, name)
-        if saved is not None:
-            stage.load_state(saved.tensors)  # goes to the device by itself; Adam's step counts stay on the CPU
-            step, elapsed = int(saved.meta["step"]), float(saved.meta["elapsed"])
-            finished = saved.meta.get("finished") and (self.folder.path / name / "config.json").exists()
-            if finished and (schedule.steps is None or step >= schedule.steps):
-                self.say(f"{name}: finished before, after {step} steps")
-                return None
-            self.say(f"{name}: going on from step {step}")
-        self.folder.rewind_metrics(name, step)
-        report = StepReport(step, elapsed, schedule.progress(step, elapsed), {})
-        done = report.progress
-        with progress(title, total=100, done=100 * done) as bar, stop_on_signal() as stopping:
-            for report in run_stage(stage, schedule, step, elapsed):
-                shown = {k: f"{v:.4g}" for k, v in report.metrics.items() if k in ("loss", "score_gap", "sample_std")}
-                bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
-                done = report.progress
-                if report.step % 10 == 0 or report.step <= 10:
-                    self._log(stage, report)
-                if report.step % every == 0:
-                    self._save(stage, report, finished=False)
-                if stopping():
-                    self._save(stage, report, finished=False)
-                    raise Interrupted(f"{name}: stopped after step {report.step}; run the same command to go on")
-        self._save(stage, report, finished=True)
-        return report
-
-    def _save(self, stage: Stage, report: StepReport, *, finished: bool) -> None:
-        meta: dict[str, Any] = {
-            "kind": "training-state",
-            "elapsed": report.elapsed,
-            "finished": finished,
-            "config": self.config.to_dict(),
-            "version": __version__,
-        }
-        save_checkpoint(self.folder.checkpoints, stage.name, report.step, stage.state(), meta)
-
-    def _log(self, stage: Stage, report: StepReport) -> None:
-        row = {"stage": stage.name, "step": report.step, "images": report.step * stage.batch}
-        self.folder.log(row | {"elapsed": round(report.elapsed, 3)} | report.metrics)
-
-    def _steps(self, name: Literal["teacher", "prior"], seconds: float | None) -> int | None:
-        if self.config.steps is not None:
-            return self.config.steps
-        own = self.config.teacher.steps if name == "teacher" else self.config.prior.steps
-        return None if seconds is not None else own
-
-    def _teacher(self) -> Prior:
-        try:
-            return load_prior(self.folder.path / "teacher", device=str(self.device))
-        except InputError as error:
-            raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
-
-    def _facts(self, report: StepReport, batch: int) -> dict[str, Any]:
-        images = report.step * batch
-        return {
-            "trained_on": self.source,
-            "training": f"{report.step} steps, {images} images, {report.elapsed:.0f} s",
-            "steps": report.step,
-            "seconds": round(report.elapsed, 1),
-            "slices": len(self.slices),
-        }
-
-    def _bank(self) -> Acquisitions:
-        """Acquisitions of up to 64 slices of the commonest shape, within 48 MB."""
-        group = self.slices.commonest()
-        size = 8 * self.slices[group[0]].maps.numel()
-        count = max(1, min(len(group), 64, int(BANK_BYTES // size)))
-        chosen = sorted(numpy_generator(self.config.seed, "bank").choice(group, count, replace=False).tolist())
-        prepared = [self.slices[item] for item in chosen]
-        mask = torch.stack([p.mask.reshape(-1, p.mask.shape[-1]) for p in prepared])
-        maps = torch.stack([p.maps for p in prepared])
-        return Acquisitions(maps.to(self.device), mask.to(self.device), self.plan.drop)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """While the body runs, SIGINT and SIGTERM only set the flag that the yielded function returns."""
-    asked: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        asked.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread
-        before = {}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import torch
 from references import conditional_gain, random_covariance, random_maps, sense_matrix
 from torch import Tensor, nn
 
+from rsdmri.diffusion.batch import Batch, NoiseDraw
 from rsdmri.diffusion.denoiser import GaussianDenoiser
-from rsdmri.diffusion.objectives import Batch, NoiseDraw, ambient_loss, draw_noise, image_loss, line_weights
-from rsdmri.diffusion.schedule import complex_noise
+from rsdmri.diffusion.objectives import ambient_loss, draw_noise, image_loss, line_weights
+from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.physics import masks
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.runtime import numpy_generator, torch_generator
@@ -66,6 +67,7 @@ class Problem:
             torch.as_tensor(self.maps).expand(count * len(x), -1, -1, -1),
             torch.as_tensor(np.stack(masks_behind))[:, None],
             torch.as_tensor(self.shown).expand(count * len(x), 1, -1),
+            torch.zeros(count * len(x), dtype=torch.float64),
         )
         noise = torch.as_tensor(np.tile(e, (count, 1)), dtype=torch.complex128).reshape(-1, HEIGHT, WIDTH)
         return batch, NoiseDraw(torch.full((len(noise),), self.sigma, dtype=torch.float64), noise)
@@ -169,7 +171,7 @@ def draws(count: int, form: str) -> tuple[Batch, NoiseDraw, GaussianDenoiser]:
     )[:, None]
     shown = masks.further_mask(mask, 1, acs=2, generator=torch_generator("further"))
     kspace = sense(maps, mask).forward(torch.as_tensor(x).reshape(count, HEIGHT, WIDTH))
-    batch = Batch(kspace, maps, mask, shown)
+    batch = Batch(kspace, maps, mask, shown, torch.zeros(len(kspace)))
     denoiser = GaussianDenoiser(torch.as_tensor(covariance))
     denoiser.preconditioning, denoiser.sigma_data = form, torch.tensor(0.6, dtype=torch.float64)
     return batch, draw_noise(batch, torch_generator("noise"), mean=-1.0, std=0.5), denoiser
@@ -213,15 +215,17 @@ def test_random_draws_of_masks_and_noise_agree_with_the_expectation(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_image_loss_is_the_ambient_loss_of_a_noise_free_measurement(form):
     batch, draw, denoiser = draws(6, form)
-    images = complex_noise(batch.kspace[:, 0], torch_generator("images"))
-    measured = Batch(sense(batch.maps, batch.mask).forward(images), batch.maps, batch.mask, batch.further_mask)
+    images = unit_noise(batch.measured[:, 0], torch_generator("images"))
+    measured = Batch(
+        sense(batch.maps, batch.mask).forward(images), batch.maps, batch.mask, batch.further_mask, batch.sigma_y
+    )
     torch.testing.assert_close(image_loss(denoiser, images, batch, draw), ambient_loss(denoiser, measured, draw))
 
 
 def test_image_loss_reads_no_measurement():
     batch, draw, denoiser = draws(3, "operator")
-    blind = Batch(torch.full_like(batch.kspace, torch.nan), batch.maps, batch.mask, batch.further_mask)
-    images = complex_noise(batch.kspace[:, 0], torch_generator("images"))
+    blind = Batch(torch.full_like(batch.measured, torch.nan), batch.maps, batch.mask, batch.further_mask, batch.sigma_y)
+    images = unit_noise(batch.measured[:, 0], torch_generator("images"))
     assert torch.equal(image_loss(denoiser, images, blind, draw), image_loss(denoiser, images, batch, draw))
 
 
@@ -259,7 +263,7 @@ def test_loss_is_the_written_formula():
     sigma, maps = float(draw.sigma[0]), batch.maps[0].numpy()
     outer, inner = (sense_matrix(maps, m[0, 0].numpy()) for m in (batch.mask, batch.further_mask))
     normal = inner.conj().T @ inner
-    y = batch.kspace.reshape(-1).numpy()
+    y = batch.measured.reshape(-1).numpy()
     u = inner.conj().T @ y + sigma * normal @ noise
     estimate = conditional_gain(denoiser.covariance.numpy(), normal, sigma) @ u
     weights = np.broadcast_to(line_weights(batch, draw.sigma, denoiser)[0].numpy(), (2, HEIGHT, WIDTH)).reshape(-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rsdmri.diffusion.denoiser import GaussianDenoiser
 from rsdmri.diffusion.sample import euler, heun, sample_teacher
-from rsdmri.diffusion.schedule import complex_noise, karras_ladder
+from rsdmri.diffusion.schedule import karras_ladder, unit_noise
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.runtime import numpy_generator, torch_generator
 
@@ -86,7 +86,9 @@ def test_eighteen_steps_of_the_teacher_sample_the_prior(covariance):
             return super().forward(u, operator, sigma)
 
     units = torch.eye(PIXELS, dtype=torch.complex128).reshape(PIXELS, SIDE, SIDE)
-    images = sample_teacher(Counted(covariance), full(PIXELS), units, 18, lambda index, state: steps.append(index))
+    images = sample_teacher(
+        Counted(covariance), full(PIXELS), units, 18, on_step=lambda index, state: steps.append(index)
+    )
     assert len(calls) == 35
     assert steps == list(range(18))
     found = images.reshape(PIXELS, PIXELS).T
@@ -95,7 +97,7 @@ def test_eighteen_steps_of_the_teacher_sample_the_prior(covariance):
 
 
 def test_items_do_not_see_each_other(covariance):
-    noise = complex_noise(torch.zeros(3, SIDE, SIDE, dtype=torch.complex128), torch_generator("items"))
+    noise = unit_noise(torch.zeros(3, SIDE, SIDE, dtype=torch.complex128), torch_generator("items"))
     mask = torch.tensor([[[True, True, False]], [[True, True, True]], [[False, True, True]]])
     maps = torch.ones(3, 1, SIDE, SIDE, dtype=torch.complex128)
     together = sample_teacher(GaussianDenoiser(covariance), sense(maps, mask), noise, 5)

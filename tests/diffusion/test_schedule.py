@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rsdmri.diffusion.schedule import complex_noise, karras_ladder, karras_sigma, lognormal_sigma
+from rsdmri.diffusion.schedule import karras_ladder, karras_sigma, lognormal_sigma, unit_noise
 from rsdmri.runtime import torch_generator
 
 
@@ -63,7 +63,7 @@ def test_draws_follow_their_generator_and_nothing_else():
 
     def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch_generator("draw", seed)
-        return lognormal_sigma(6, generator), complex_noise(like, generator)
+        return lognormal_sigma(6, generator), unit_noise(like, generator)
 
     state = torch.get_rng_state()
     first = draw(0)
@@ -77,7 +77,7 @@ def test_draws_follow_their_generator_and_nothing_else():
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_noise_is_standard_per_real_channel(dtype):
-    noise = complex_noise(torch.zeros(200, 32, 32, dtype=dtype), torch_generator("noise"))
+    noise = unit_noise(torch.zeros(200, 32, 32, dtype=dtype), torch_generator("noise"))
     assert noise.dtype == dtype
     parts = torch.view_as_real(noise).double().reshape(-1, 2)
     covariance = parts.T @ parts / len(parts)

@@ -9,9 +9,9 @@ from references import conditional_gain, random_covariance, random_maps, sense_m
 from scipy import stats
 from torch import Tensor, nn
 
+from rsdmri.diffusion.batch import Batch, NoiseDraw
 from rsdmri.diffusion.denoiser import Denoiser, GaussianDenoiser
-from rsdmri.diffusion.objectives import Batch, NoiseDraw
-from rsdmri.diffusion.schedule import complex_noise, karras_sigma
+from rsdmri.diffusion.schedule import karras_sigma, unit_noise
 from rsdmri.diffusion.unet import UNet
 from rsdmri.distillation.generator import Generator
 from rsdmri.distillation.objectives import GeneratorLoss, draw_level, generator_loss
@@ -33,14 +33,14 @@ def batch() -> Batch:
     maps = torch.as_tensor(np.stack([random_maps(rng, 2, HEIGHT, WIDTH) for _ in LINES]))
     shown = torch.tensor([[[c == "1" for c in lines]] for lines in LINES])
     kspace = torch.full(maps.shape, torch.nan, dtype=torch.complex128)  # these losses read no measurement
-    return Batch(kspace, maps, torch.ones_like(shown), shown)
+    return Batch(kspace, maps, torch.ones_like(shown), shown, torch.zeros(len(kspace)))
 
 
 def images_and_draw() -> tuple[Tensor, NoiseDraw]:
     like = torch.zeros(len(LINES), HEIGHT, WIDTH, dtype=torch.complex128)
     generator = torch_generator("images")
-    images = complex_noise(like, generator)
-    return images, NoiseDraw(torch.tensor([0.05, 0.6, 7.0], dtype=torch.float64), complex_noise(like, generator))
+    images = unit_noise(like, generator)
+    return images, NoiseDraw(torch.tensor([0.05, 0.6, 7.0], dtype=torch.float64), unit_noise(like, generator))
 
 
 class Dense:
@@ -97,7 +97,7 @@ def test_sid_gradient_is_that_of_finite_differences_with_the_weight_held():
     teacher, fake = gaussian("teacher"), gaussian("fake")
     images, draw = images_and_draw()
     _, gradient = evaluate("sid", teacher, fake)
-    step = 1e-6 * complex_noise(images, torch_generator("step"))
+    step = 1e-6 * unit_noise(images, torch_generator("step"))
 
     def weighted(x: Tensor) -> Tensor:
         value = generator_loss("sid", x, teacher, fake, batch(), draw, ALPHA).loss
@@ -203,7 +203,7 @@ def test_weight_has_a_floor_where_the_teacher_agrees_with_the_images(objective):
 @pytest.mark.parametrize("t_max", [0.3, 1.0])
 def test_levels_of_the_generator_step(t_max):
     kspace = torch.zeros(4000, 1, 2, 2, dtype=torch.complex64)
-    wide = Batch(kspace, kspace, kspace.real > 0, kspace.real > 0)
+    wide = Batch(kspace, kspace, kspace.real > 0, kspace.real > 0, torch.zeros(len(kspace)))
     draw = draw_level(wide, torch_generator("levels"), t_max)
     again = draw_level(wide, torch_generator("levels"), t_max)
     assert torch.equal(draw.sigma, again.sigma)
@@ -226,7 +226,7 @@ def test_generator_is_one_evaluation_of_its_denoiser_at_its_level():
 
     data = batch()
     shown = sense(data.maps, data.further_mask)
-    noise = complex_noise(data.kspace[:, 0], torch_generator("latent"))
+    noise = unit_noise(data.image, torch_generator("latent"))
     found = Generator(Seen(), 2.5)(noise, shown)
     assert len(Seen.calls) == 1
     u, sigma = Seen.calls[0]

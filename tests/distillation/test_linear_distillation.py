@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import GaussianDenoiser
-from rsdmri.diffusion.objectives import Batch
-from rsdmri.diffusion.schedule import complex_noise
+from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.distillation.objectives import draw_level, generator_loss
 from rsdmri.runtime import torch_generator
 
@@ -25,8 +25,8 @@ def distil(objective: str, target: Tensor, alpha: float, steps: int = 150, batch
     for step in range(steps):
         shown = torch.ones(batch, 1, WIDTH, dtype=torch.bool)
         shown[..., int(torch.randint(WIDTH, (1,), generator=generator))] = False
-        data = Batch(torch.full_like(maps, torch.nan), maps, torch.ones_like(shown), shown)
-        noise = complex_noise(maps[:, 0], generator)
+        data = Batch(torch.full_like(maps, torch.nan), maps, torch.ones_like(shown), shown, torch.zeros(len(maps)))
+        noise = unit_noise(maps[:, 0], generator)
         images = (noise.reshape(batch, PIXELS) @ weights.T).reshape(noise.shape)
         fake = GaussianDenoiser((weights @ weights.mH).detach())
         level = draw_level(data, generator)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsdmri.diffusion.schedule import complex_noise
+from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics.sense import sense
 from rsdmri.priors import load_prior
@@ -15,18 +15,18 @@ from rsdmri.runtime import torch_generator
 
 def problem(batch: int, coils: int, height: int, width: int, dtype: torch.dtype = torch.complex64):
     generator = torch_generator("posterior", batch, coils, height, width)
-    maps = complex_noise(torch.empty(batch, coils, height, width, dtype=dtype), generator)
+    maps = unit_noise(torch.empty(batch, coils, height, width, dtype=dtype), generator)
     maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
     mask = torch.rand(batch, 1, width, generator=generator) < 0.5
     mask[..., width // 2 - 2 : width // 2 + 2] = True
     operator = sense(maps, mask)
-    image = complex_noise(torch.empty(batch, height, width, dtype=dtype), generator)
+    image = unit_noise(torch.empty(batch, height, width, dtype=dtype), generator)
     return operator, operator.forward(image), image
 
 
 def test_data_consistency_is_the_dense_minimiser() -> None:
     operator, kspace, _ = problem(1, 3, 5, 6, torch.complex128)
-    estimate = complex_noise(torch.empty(1, 5, 6, dtype=torch.complex128), torch_generator("estimate"))
+    estimate = unit_noise(torch.empty(1, 5, 6, dtype=torch.complex128), torch_generator("estimate"))
     sigma, rho = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
     found = data_consistency(operator, kspace, estimate, sigma, rho, iterations=60)
 

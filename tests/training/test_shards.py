@@ -6,8 +6,9 @@ import torch
 from references import random_maps
 from torch import Tensor
 
+from rsdmri.diffusion.batch import Batch, NoiseDraw
 from rsdmri.diffusion.denoiser import Denoiser
-from rsdmri.diffusion.objectives import Batch, NoiseDraw, ambient_loss, draw_noise
+from rsdmri.diffusion.objectives import ambient_loss, draw_noise
 from rsdmri.diffusion.unet import UNet
 from rsdmri.physics import masks
 from rsdmri.physics.sense import sense
@@ -30,7 +31,7 @@ def problem(size: int) -> tuple[Denoiser, Batch, NoiseDraw]:
     mask[..., 3:7] = True
     shown = masks.further_mask(mask, 1, acs=4, generator=torch_generator("further"))
     images = torch.randn(size, 9, 10, dtype=torch.complex64, generator=torch_generator("images", size))
-    batch = Batch(sense(maps, mask).forward(images), maps, mask, shown)
+    batch = Batch(sense(maps, mask).forward(images), maps, mask, shown, torch.zeros(len(maps)))
     return Denoiser(network, 0.5), batch, draw_noise(batch, torch_generator("noise"))
 
 

@@ -9,7 +9,7 @@ from references import random_maps
 from torch import Tensor
 
 from rsdmri.config import Config, load_config
-from rsdmri.diffusion.objectives import Batch
+from rsdmri.diffusion.batch import Batch
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
 from rsdmri.physics.sense import sense
@@ -17,8 +17,10 @@ from rsdmri.priors import build_denoiser
 from rsdmri.runtime import numpy_generator, torch_generator
 from rsdmri.training.checkpoint import latest_checkpoint, save_checkpoint
 from rsdmri.training.loop import Schedule, TrainingDivergedError, run_stage
+from rsdmri.training.prior import PriorStage
 from rsdmri.training.shards import Shards
-from rsdmri.training.stages import PriorStage, TeacherStage, apply_gradients, learning_rate
+from rsdmri.training.stage import apply_gradients, learning_rate
+from rsdmri.training.teacher import TeacherStage
 
 CPU = torch.device("cpu")
 
@@ -37,7 +39,7 @@ def batches(count: int, *key: object) -> Batch:
     mask[..., 3:7] = True
     shown = masks.further_mask(mask, 1, acs=4, generator=torch_generator("further", *key))
     images = torch.as_tensor(rng.normal(size=(count, 9, 10)) + 1j * rng.normal(size=(count, 9, 10)))
-    return Batch(sense(maps, mask).forward(images.to(torch.complex64)), maps, mask, shown)
+    return Batch(sense(maps, mask).forward(images.to(torch.complex64)), maps, mask, shown, torch.zeros(len(maps)))
 
 
 def build(name: str, settings: Config, workers: int = 2) -> TeacherStage | PriorStage:

@@ -23,7 +23,8 @@ from rsdmri.errors import InputError
 from rsdmri.training.checkpoint import checkpoint_files, load_tensors
 from rsdmri.workflows.plan import open_slices
 from rsdmri.workflows.run_folder import RunFolder, read_metrics
-from rsdmri.workflows.train import Budget, Interrupted, parse_duration, split_budget, train
+from rsdmri.workflows.train import parse_duration, split_budget, train
+from rsdmri.workflows.trainer import Budget, Interrupted
 
 STAGES = ("teacher", "prior")
 

@@ -1,0 +1,84 @@
+"""What every stage of training is made of: its interface, the learning rate, the optimiser step, its state.
+
+A stage owns its networks, averages and optimisers. Step ``i`` draws everything random from streams keyed by
+(seed, stage, i), so that the state is just the tensors of `Stage.state`.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rsdmri.diffusion.batch import Batch
+
+BatchSource = Callable[..., Batch]
+Metrics = dict[str, float]
+
+
+class Stage(Protocol):
+    """What the loop needs of a stage."""
+
+    name: str
+    batch: int
+
+    def step(self, index: int, progress: float) -> Metrics:
+        """Take optimiser step ``index``; ``progress`` in [0, 1] sets the learning rate."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor needed to go on."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+
+
+def learning_rate(base: float, index: int, progress: float, warmup: int, decay_from: float) -> float:
+    """Linear warm-up over ``warmup`` steps, constant, then a straight fall to 2 % after ``decay_from``."""
+    rate = base * min(1.0, (index + 1) / max(1, warmup))
+    if progress > decay_from:
+        rate *= max(0.02, (1 - progress) / max(1e-9, 1 - decay_from))
+    return rate
+
+
+def apply_gradients(
+    optimiser: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor], rate: float, clip: float
+) -> float:
+    """Clip to the norm ``clip``, step at ``rate`` and return the norm before clipping."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if clip != float("inf"):
+        torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp_max(1.0))
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """Weights of ``module``, their names behind ``prefix`` and a dot."""
+    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def load(module: nn.Module, prefix: str, state: dict[str, Tensor]) -> None:
+    """Give ``module`` the weights that `prefixed` named."""
+    start = prefix + "."
+    module.load_state_dict({name[len(start) :]: t for name, t in state.items() if name.startswith(start)})
+
+
+def moments(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of ``optimiser``: step counts and moments as ``prefix.PARAMETER.NAME``."""
+    found = optimiser.state_dict()["state"]
+    return {f"{prefix}.{i}.{name}": tensor for i, entry in found.items() for name, tensor in entry.items()}
+
+
+def load_moments(prefix: str, optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Give ``optimiser`` the state that `moments` named."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        head, _, rest = key.partition(".")
+        if head == prefix:
+            index, _, name = rest.partition(".")
+            moments.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,179 @@
+"""Runs the stages of a training: steps, progress, logs, checkpoints, and the priors at the end."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from rsdmri import __version__
+from rsdmri.config import Config
+from rsdmri.errors import InputError
+from rsdmri.priors import Prior, build_denoiser, load_prior, save_prior
+from rsdmri.progress import progress
+from rsdmri.training.checkpoint import latest_checkpoint, save_checkpoint
+from rsdmri.training.loop import Schedule, StepReport, run_stage
+from rsdmri.training.prior import PriorStage
+from rsdmri.training.shards import Shards
+from rsdmri.training.stage import Stage
+from rsdmri.training.teacher import TeacherStage
+from rsdmri.workflows.plan import Plan
+from rsdmri.workflows.run_folder import RunFolder
+from rsdmri.workflows.sources import Source
+
+StageName = Literal["all", "teacher", "prior"]
+Say = Callable[[str], None]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds of training time for the two stages; None: as many steps as the configuration says."""
+
+    teacher: float | None = None
+    prior: float | None = None
+
+
+class Trainer:
+    """Runs the stages of one run folder.
+
+    Args:
+        config: settings.
+        folder: where everything goes.
+        source: of training batches.
+        plan: worked-out numbers.
+        device: of the networks.
+        words: what the data are, for the model card.
+        say: where lines for the user go.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        source: Source,
+        plan: Plan,
+        device: torch.device,
+        words: str,
+        say: Say,
+    ):
+        self.config, self.folder, self.source, self.plan = config, folder, source, plan
+        self.device, self.words, self.say = device, words, say
+        self.shards = Shards(config.workers, device)
+        self.bank = source.bank(plan.drop)
+
+    def run(self, stage: StageName, budget: Budget) -> None:
+        """Train the stages that ``stage`` names and are not finished."""
+        if stage in ("all", "teacher"):
+            denoiser = build_denoiser(self.config, self.source.sigma_data(), self.device)
+            teacher_stage = TeacherStage(self.config, denoiser, self.source.batches, self.shards)
+            schedule = Schedule(self._steps("teacher", budget.teacher), budget.teacher)
+            report = self._train(teacher_stage, schedule, "Training teacher")
+            if report is not None:
+                facts = self._facts(report, teacher_stage.batch)
+                save_prior(self.folder.path / "teacher", teacher_stage.average, None, self.bank, self.config, facts)
+        if stage in ("all", "prior"):
+            teacher = self._teacher()
+            prior_stage = PriorStage(self.config, teacher.denoiser, self.source.batches, self.shards)
+            schedule = Schedule(self._steps("prior", budget.prior), budget.prior)
+            report = self._train(prior_stage, schedule, "Distilling prior")
+            if report is not None:
+                save_prior(
+                    self.folder.path / "prior",
+                    teacher.denoiser,
+                    prior_stage.average,
+                    self.bank,
+                    self.config,
+                    self._facts(report, prior_stage.batch) | {"teacher_training": teacher.meta.get("training", "")},
+                )
+
+    def _train(self, stage: Stage, schedule: Schedule, title: str) -> StepReport | None:
+        """Run ``stage`` from its last checkpoint; return the last report, or None when it was finished before."""
+        name, every = stage.name, self.config.checkpoint_every
+        step, elapsed = 0, 0.0
+        saved = latest_checkpoint(self.folder.checkpoints, name)
+        if saved is not None:
+            stage.load_state(saved.tensors)  # goes to the device by itself; Adam's step counts stay on the CPU
+            step, elapsed = int(saved.meta["step"]), float(saved.meta["elapsed"])
+            finished = saved.meta.get("finished") and (self.folder.path / name / "config.json").exists()
+            if finished and (schedule.steps is None or step >= schedule.steps):
+                self.say(f"{name}: finished before, after {step} steps")
+                return None
+            self.say(f"{name}: going on from step {step}")
+        self.folder.rewind_metrics(name, step)
+        report = StepReport(step, elapsed, schedule.progress(step, elapsed), {})
+        done = report.progress
+        with progress(title, total=100, done=100 * done) as bar, stop_on_signal() as stopping:
+            for report in run_stage(stage, schedule, step, elapsed):
+                shown = {k: f"{v:.4g}" for k, v in report.metrics.items() if k in ("loss", "score_gap", "sample_std")}
+                bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
+                done = report.progress
+                if report.step % 10 == 0 or report.step <= 10:
+                    self._log(stage, report)
+                if report.step % every == 0:
+                    self._save(stage, report, finished=False)
+                if stopping():
+                    self._save(stage, report, finished=False)
+                    raise Interrupted(f"{name}: stopped after step {report.step}; run the same command to go on")
+        self._save(stage, report, finished=True)
+        return report
+
+    def _save(self, stage: Stage, report: StepReport, *, finished: bool) -> None:
+        meta: dict[str, Any] = {
+            "kind": "training-state",
+            "elapsed": report.elapsed,
+            "finished": finished,
+            "config": self.config.to_dict(),
+            "version": __version__,
+        }
+        save_checkpoint(self.folder.checkpoints, stage.name, report.step, stage.state(), meta)
+
+    def _log(self, stage: Stage, report: StepReport) -> None:
+        row = {"stage": stage.name, "step": report.step, "images": report.step * stage.batch}
+        self.folder.log(row | {"elapsed": round(report.elapsed, 3)} | report.metrics)
+
+    def _steps(self, name: Literal["teacher", "prior"], seconds: float | None) -> int | None:
+        if self.config.steps is not None:
+            return self.config.steps
+        own = self.config.teacher.steps if name == "teacher" else self.config.prior.steps
+        return None if seconds is not None else own
+
+    def _teacher(self) -> Prior:
+        try:
+            return load_prior(self.folder.path / "teacher", device=str(self.device))
+        except InputError as error:
+            raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
+
+    def _facts(self, report: StepReport, batch: int) -> dict[str, Any]:
+        images = report.step * batch
+        return {
+            "trained_on": self.words,
+            "training": f"{report.step} steps, {images} images, {report.elapsed:.0f} s",
+            "steps": report.step,
+            "seconds": round(report.elapsed, 1),
+            "slices": len(self.source),
+        }
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """While the body runs, SIGINT and SIGTERM only set the flag that the yielded function returns."""
+    asked: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        asked.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread
+        before = {}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

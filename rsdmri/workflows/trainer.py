@@ -1,10 +1,10 @@
 """Runs the stages of a training: steps, progress, logs, checkpoints, and the priors at the end."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -26,6 +26,8 @@ from rsdmri.workflows.sources import Source
 StageName = Literal["all", "teacher", "prior"]
 Say = Callable[[str], None]
 
+_SHOWN = ("loss", "score_gap", "sample_std", "images_per_s")  # beside the progress bar
+
 
 class Interrupted(Exception):
     """Training was asked to stop; its state is saved."""
@@ -39,6 +41,22 @@ class Budget:
     prior: float | None = None
 
 
+class Observer(Protocol):
+    """Looks on as a stage trains: measures, draws, writes elsewhere; changes nothing that training depends on."""
+
+    def start(self, stage: Stage, report: StepReport) -> None:
+        """Called before the first step, with the step that training goes on from."""
+
+    def after_step(self, stage: Stage, report: StepReport) -> dict[str, float]:
+        """Called after each step; what it returns joins the metrics that are logged."""
+
+    def logged(self, stage: Stage, row: dict[str, Any]) -> None:
+        """Called with each row that was logged."""
+
+    def finish(self, stage: Stage, report: StepReport) -> None:
+        """Called when the stage ends or is interrupted."""
+
+
 class Trainer:
     """Runs the stages of one run folder.
 
@@ -50,6 +68,7 @@ class Trainer:
         device: of the networks.
         words: what the data are, for the model card.
         say: where lines for the user go.
+        observers: look on.
     """
 
     def __init__(
@@ -61,9 +80,10 @@ class Trainer:
         device: torch.device,
         words: str,
         say: Say,
+        observers: Sequence[Observer] = (),
     ):
         self.config, self.folder, self.source, self.plan = config, folder, source, plan
-        self.device, self.words, self.say = device, words, say
+        self.device, self.words, self.say, self.observers = device, words, say, observers
         self.shards = Shards(config.workers, device)
         self.bank = source.bank(plan.drop)
 
@@ -108,20 +128,33 @@ class Trainer:
         self.folder.rewind_metrics(name, step)
         report = StepReport(step, elapsed, schedule.progress(step, elapsed), {})
         done = report.progress
-        with progress(title, total=100, done=100 * done) as bar, stop_on_signal() as stopping:
-            for report in run_stage(stage, schedule, step, elapsed):
-                shown = {k: f"{v:.4g}" for k, v in report.metrics.items() if k in ("loss", "score_gap", "sample_std")}
-                bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
-                done = report.progress
-                if report.step % 10 == 0 or report.step <= 10:
-                    self._log(stage, report)
-                if report.step % every == 0:
-                    self._save(stage, report, finished=False)
-                if stopping():
-                    self._save(stage, report, finished=False)
-                    raise Interrupted(f"{name}: stopped after step {report.step}; run the same command to go on")
-        self._save(stage, report, finished=True)
+        for observer in self.observers:
+            observer.start(stage, report)
+        try:
+            with progress(title, total=100, done=100 * done) as bar, stop_on_signal() as stopping:
+                for report in run_stage(stage, schedule, step, elapsed):
+                    extra = self._observed(stage, report)
+                    shown = {k: f"{v:.4g}" for k, v in (report.metrics | extra).items() if k in _SHOWN}
+                    bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
+                    done = report.progress
+                    if report.step % 10 == 0 or report.step <= 10:
+                        self._log(stage, report, extra)
+                    if report.step % every == 0:
+                        self._save(stage, report, finished=False)
+                    if stopping():
+                        self._save(stage, report, finished=False)
+                        raise Interrupted(f"{name}: stopped after step {report.step}; run the same command to go on")
+            self._save(stage, report, finished=True)
+        finally:
+            for observer in self.observers:
+                observer.finish(stage, report)
         return report
+
+    def _observed(self, stage: Stage, report: StepReport) -> dict[str, float]:
+        extra: dict[str, float] = {}
+        for observer in self.observers:
+            extra |= observer.after_step(stage, report)
+        return extra
 
     def _save(self, stage: Stage, report: StepReport, *, finished: bool) -> None:
         meta: dict[str, Any] = {
@@ -133,9 +166,12 @@ class Trainer:
         }
         save_checkpoint(self.folder.checkpoints, stage.name, report.step, stage.state(), meta)
 
-    def _log(self, stage: Stage, report: StepReport) -> None:
-        row = {"stage": stage.name, "step": report.step, "images": report.step * stage.batch}
-        self.folder.log(row | {"elapsed": round(report.elapsed, 3)} | report.metrics)
+    def _log(self, stage: Stage, report: StepReport, extra: dict[str, float]) -> None:
+        row: dict[str, Any] = {"stage": stage.name, "step": report.step, "images": report.step * stage.batch}
+        row |= {"elapsed": round(report.elapsed, 3)} | report.metrics | extra
+        self.folder.log(row)
+        for observer in self.observers:
+            observer.logged(stage, row)
 
     def _steps(self, name: Literal["teacher", "prior"], seconds: float | None) -> int | None:
         if self.config.steps is not None:

@@ -185,6 +185,21 @@ def train(
 
 
 @app.command()
+def assess(
+    prior: Annotated[Path, typer.Argument(help="run, prior or teacher folder")],
+    reference: Annotated[str, typer.Option(help="fully sampled scans of other subjects: manifest or folder")],
+    samples: Annotated[int, typer.Option(min=2, help="number of samples")] = 256,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="output folder")] = Path("assessment"),
+    device: Device = "auto",
+) -> None:
+    """Measure a prior against clean images. Distances of its samples, errors of its denoiser, pictures."""
+    from rsdmri.workflows.assess import assess as run
+
+    run(prior, _absolute(reference), samples=samples, seed=seed, out=out, device=device, say=typer.echo)
+
+
+@app.command()
 def sample(
     prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="number of images")] = 16,

@@ -1,0 +1,198 @@
+"""How good a prior is, measured against clean images of subjects that it never saw."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from rsdmri import RESEARCH_ONLY, __version__
+from rsdmri.data.fastmri import read_scan
+from rsdmri.data.manifest import read_manifest
+from rsdmri.data.remote import Location
+from rsdmri.diffusion.batch import shown_noise
+from rsdmri.diffusion.schedule import unit_noise
+from rsdmri.errors import InputError
+from rsdmri.files import output_directory, write_text
+from rsdmri.metrics.distribution import (
+    bootstrap,
+    describe_features,
+    frechet_distance,
+    image_features,
+    kernel_distance,
+)
+from rsdmri.physics import masks
+from rsdmri.physics.fourier import fft2c
+from rsdmri.physics.noise import whiten, whitening_matrix
+from rsdmri.physics.prepare import prepare_slice
+from rsdmri.physics.sense import Sampling, Sense, sense
+from rsdmri.priors import Prior, load_prior
+from rsdmri.progress import progress
+from rsdmri.report.figures import image_grid, save_png
+from rsdmri.runtime import numpy_generator, prepare_process, torch_generator
+from rsdmri.workflows.plan import mask_law
+from rsdmri.workflows.sample import timed_samples
+from rsdmri.workflows.slices import scan_noise
+
+LEVELS = (0.02, 0.1, 0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class CleanSlice:
+    """A clean image (y, x) complex64 in a prior's units, with its coil maps and the mask of its file and slice."""
+
+    image: Tensor
+    maps: Tensor
+    mask: Tensor
+
+
+def assess(
+    path: Path,
+    reference: Location,
+    *,
+    samples: int = 256,
+    seed: int = 0,
+    out: Path = Path("assessment"),
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Distances of samples to clean images, errors of the denoiser by noise level; written into ``out`` and returned.
+
+    ``assessment.json`` holds one row of figures, ``samples.png`` and ``reference.png`` what they were measured on.
+
+    Args:
+        path: run folder, or prior or teacher folder.
+        reference: manifest or folder of fully sampled scans of subjects that the training set does not have.
+        samples: number of samples of each sampler.
+        seed: of samples and noise.
+        out: folder.
+        device: ``auto``, or a torch device.
+        say: where lines for the user go.
+    """
+    prepare_process()
+    prior = load_prior(path, device)
+    folder = output_directory(out)
+    clean = clean_slices(prior, reference)
+    target = np.abs(torch.stack([c.image for c in clean]).numpy())
+    row: dict[str, Any] = {
+        "objective": prior.config.objective,
+        "preconditioning": prior.config.preconditioning,
+        "seed": prior.config.seed,
+        "acceleration": prior.config.acquisition.acceleration,
+        "corruption": prior.config.corruption.kind,
+        "matrix": list(prior.bank.shape),
+        "steps": prior.meta.get("steps"),
+        "seconds": prior.meta.get("seconds"),
+        "version": __version__,
+    }
+    kinds = ["teacher"] + (["prior"] if prior.generator is not None else [])
+    for kind in kinds:
+        images, rate = timed_samples(prior, samples, teacher=kind == "teacher", seed=seed)
+        row[kind] = {"images/s": rate, **compare(images, target, seed)}
+        save_png(image_grid(np.abs(images[:64])), folder / f"samples-{kind}.png")
+        say(f"{kind}: Frechet distance {row[kind]['frechet']:.1f}, {rate:.1f} images/s")
+    row["noise in clean images"] = noise_level(torch.stack([c.image for c in clean]))
+    half = np.arange(len(target)) % 2 == 0
+    floor = image_features(target)
+    row["floor"] = frechet_distance(floor[half], floor[~half])
+    if prior.config.corruption.kind in ("fourier", "denoising", "inpainting"):
+        row["denoiser NRMSE"] = denoiser_errors(prior, clean, seed)
+        say("denoiser NRMSE by level: " + ", ".join(f"{k}: {v:.3f}" for k, v in row["denoiser NRMSE"].items()))
+    save_png(image_grid(target[:64]), folder / "reference.png")
+    write_text(folder / "assessment.json", json.dumps(row, indent=1) + "\n")
+    say(f"written: {folder}. {RESEARCH_ONLY}")
+    return row
+
+
+def compare(images: np.ndarray, target: np.ndarray, seed: int) -> dict[str, Any]:
+    """Frechet distance with its 95 % interval, kernel distance, and the noise left in ``images`` (n, y, x)."""
+    magnitude = np.abs(images)
+    if magnitude.shape[1:] != target.shape[1:]:  # a teacher of low-resolution images
+        tensor = torch.from_numpy(magnitude)[:, None].float()
+        magnitude = nnf.interpolate(tensor, size=target.shape[1:], mode="bicubic", align_corners=False)[:, 0].numpy()
+    features, wanted = image_features(magnitude), image_features(target)
+    generator = numpy_generator(seed, "bootstrap")
+    low, high = bootstrap(frechet_distance, features, wanted, generator=generator, repeats=50)
+    return {
+        "frechet": frechet_distance(features, wanted),
+        "low": low,
+        "high": high,
+        "kernel": kernel_distance(features, wanted),
+        "features": describe_features(features, wanted),
+        "noise": noise_level(torch.as_tensor(images)),
+    }
+
+
+def noise_level(images: Tensor) -> float:
+    """Noise per real number in ``images`` (n, y, x): root mean power of k-space beyond 0.9 of the edge in both axes.
+
+    Images hold almost nothing there, so that it is an upper bound of their noise; compare with that of clean images.
+    """
+    spectrum = fft2c(images.to(torch.complex64))
+    height, width = images.shape[-2:]
+    y, x = (torch.linspace(-1, 1, n).abs() for n in (height, width))
+    corner = (y[:, None] > 0.9) & (x > 0.9)
+    power = spectrum[:, corner].abs().square().mean()
+    return math.sqrt(float(power) / (2 if images.is_complex() else 1))
+
+
+def clean_slices(prior: Prior, reference: Location) -> list[CleanSlice]:
+    """Clean images in the units of ``prior``: scale and coil maps from each slice's samples under the prior's masks."""
+    law = mask_law(prior.config)
+    found = []
+    entries = read_manifest(reference)
+    with progress("Reading clean scans", total=len(entries)) as bar:
+        for entry in entries:
+            scan = read_scan(entry.path)
+            if scan.prospective:
+                raise InputError(f"{scan.name}: is undersampled; clean images need fully sampled scans")
+            width = scan.kspace.shape[-1]
+            noise = scan_noise(scan, law.draw(width, f"{scan.name}.h5", 0))
+            whitening = whitening_matrix(noise.covariance)
+            for index, kspace in enumerate(torch.from_numpy(scan.kspace)):
+                mask = law.draw(width, f"{scan.name}.h5", index)
+                item = prepare_slice(kspace, mask, noise=noise, centre=law.centre(width))
+                acquired = torch.from_numpy(np.array(scan.mask))
+                image = sense(item.maps, acquired).adjoint(whiten(kspace, whitening) / item.scale)
+                if prior.config.corruption.kind != "fourier":
+                    image = image.abs()
+                found.append(CleanSlice(image, item.maps, item.mask))
+            bar.advance()
+    return found
+
+
+def denoiser_errors(
+    prior: Prior, clean: list[CleanSlice], seed: int, levels: tuple[float, ...] = LEVELS, batch: int = 32
+) -> dict[str, float]:
+    """NRMSE |D(u, M~, s) - x| / |x| over all ``clean`` images by noise level, as the prior's objective makes u."""
+    error, power = dict.fromkeys(levels, 0.0), 0.0
+    generator = torch_generator(seed, "denoiser errors", device=prior.device)
+    with torch.no_grad(), progress("Denoising clean images", total=len(clean)) as bar:
+        for start in range(0, len(clean), batch):
+            part = clean[start : start + batch]
+            images = torch.stack([c.image for c in part]).to(prior.device)
+            operator = _operator(prior, part, images, generator)
+            power += float(images.abs().square().sum())
+            for level in levels:
+                sigma = torch.full((len(part),), level, device=prior.device)
+                coils = prior.bank.coil_noise and isinstance(operator, Sense)
+                noise = unit_noise(operator.maps if coils else images, generator)  # type: ignore[union-attr]
+                u = operator.normal(images) + level * shown_noise(operator, noise)
+                error[level] += float((prior.denoiser(u, operator, sigma) - images).abs().square().sum())
+            bar.advance(len(part))
+    return {f"{level:g}": math.sqrt(found / power) for level, found in error.items()}
+
+
+def _operator(prior: Prior, part: list[CleanSlice], images: Tensor, generator: torch.Generator) -> Sense | Sampling:
+    """A~ of the slices: their maps and further masks of their own masks, or pixels as in the prior's bank."""
+    if prior.bank.maps is None:
+        return prior.bank.draw(len(part), generator)
+    mask = torch.stack([c.mask for c in part]).to(prior.device)
+    shown = masks.further_mask(mask, prior.bank.drop, acs=prior.bank.acs, generator=generator)
+    return sense(torch.stack([c.maps for c in part]).to(prior.device), shown)

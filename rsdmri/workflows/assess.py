@@ -98,9 +98,8 @@ def assess(
         save_png(image_grid(np.abs(images[:64])), folder / f"samples-{kind}.png")
         say(f"{kind}: Frechet distance {row[kind]['frechet']:.1f}, {rate:.1f} images/s")
     row["noise in clean images"] = noise_level(torch.stack([c.image for c in clean]))
-    half = np.arange(len(target)) % 2 == 0
-    floor = image_features(target)
-    row["floor"] = frechet_distance(floor[half], floor[~half])
+    features, half = image_features(target), len(target) // 2  # other subjects in each half
+    row["floor"] = frechet_distance(features[:half], features[half:])
     if prior.config.corruption.kind in ("fourier", "denoising", "inpainting"):
         row["denoiser NRMSE"] = denoiser_errors(prior, clean, seed)
         say("denoiser NRMSE by level: " + ", ".join(f"{k}: {v:.3f}" for k, v in row["denoiser NRMSE"].items()))

@@ -1,0 +1,5 @@
+"""`python -m rsdmri` is the command `rsdmri`."""
+
+from rsdmri.cli import main
+
+main()

@@ -3,11 +3,11 @@
     python benchmarks/samplers.py --json samplers.json
 
 The prior is Gaussian, where the denoiser is known exactly and a sampler is linear in its noise: nothing is drawn and
-nothing trained, the covariance of the samples is computed in float64. Its eigenvalues are those of images whose spectrum
-falls with frequency, power 1 / (1 + (k / 2)^3) on a 64 x 64 grid, with standard deviation 0.5 per pixel.
+nothing trained, the covariance of the samples is computed in float64. The prior's spectrum falls with frequency k like
+that of images, power 1 / (1 + (k / 2)^3) on a 64 x 64 grid, with standard deviation 0.5 per pixel.
 
-Variance: of a pixel of the samples over the prior's, less 1. Coarsest and finest: the same of the lowest and the highest
-frequencies. Distance: Frechet distance to the prior, in per cent of the prior's standard deviation.
+Variance: of a pixel of the samples over the prior's, less 1. Coarsest and finest: the same of the lowest and the
+highest hundredth of the frequencies. Distance: Frechet distance to the prior over the prior's standard deviation.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def sampled_variances(settings: "SamplerSettings", variances: "Tensor") -> "Tens
     from rsdmri.diffusion.sample import run_sampler
     from rsdmri.diffusion.schedule import SIGMA_MAX, karras_ladder
 
-    gains = torch.zeros(settings.steps + 1, len(variances), dtype=torch.float64)  # one item for each noise
+    gains = torch.zeros(settings.steps, len(variances), dtype=torch.float64)  # one item for each noise
     gains[0] = SIGMA_MAX
     drawn = iter(range(1, len(gains)))
 

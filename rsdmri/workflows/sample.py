@@ -62,30 +62,35 @@ def sample(
     kept = Trajectory(SHOWN_STATES) if states else None
     images, rate = timed_samples(prior, n, teacher=teacher, sampler=settings, seed=seed, kept=kept)
     evaluations = settings.evaluations if teacher else 1
-    method = f"teacher, {settings}" if teacher else "one-step prior"
     attrs = {
-        "method": method,
+        "method": f"teacher, {settings}" if teacher else "one-step prior",
         "network_evaluations": evaluations,
         "prior_sha256": prior.digest,
         "seed": seed,
         "version": __version__,
         "note": RESEARCH_ONLY,
     }
-    arrays: dict[str, Any] = {"samples": images}
-    written = [folder / "samples.h5", folder / "samples.png"]
+    written = _write(folder, images, attrs, kept)
+    say(f"{n} images of {images.shape[1]} x {images.shape[2]}, {evaluations} evaluations each: {rate:.1f} images/s")
+    say(f"written: {', '.join(str(file) for file in written)}")
+    return folder
+
+
+def _write(folder: Path, images: np.ndarray, attrs: dict[str, Any], kept: Trajectory | None) -> list[Path]:
+    """Write the HDF5 file and the pictures; return their paths."""
+    arrays = {"samples": images}
+    figures = {"samples.png": image_grid(np.abs(images[:64]))}
     if kept is not None:
-        arrays |= {"states": kept.states.numpy(), "denoised": kept.denoised.numpy(), "sigma": kept.sigmas.numpy()}
-        written.append(folder / "states.png")
-        figure = states_figure(arrays["denoised"], arrays["sigma"], images[:SHOWN_STATES], heading=method)
-        save_png(figure, written[-1])
+        states, denoised, sigma = kept.states.numpy(), kept.denoised.numpy(), kept.sigmas.numpy()
+        arrays |= {"states": states, "denoised": denoised, "sigma": sigma}
+        figures["states.png"] = states_figure(denoised, sigma, images[: len(denoised)], heading=attrs["method"])
     with atomic_path(folder / "samples.h5") as temporary, h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
         file.attrs.update(attrs)
-    save_png(image_grid(np.abs(images[:64])), folder / "samples.png")
-    say(f"{n} images of {images.shape[1]} x {images.shape[2]}, {evaluations} evaluations each: {rate:.1f} images/s")
-    say(f"written: {', '.join(str(file) for file in written)}")
-    return folder
+    for name, figure in figures.items():
+        save_png(figure, folder / name)
+    return [folder / "samples.h5", *(folder / name for name in figures)]
 
 
 def timed_samples(

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -21,7 +23,7 @@ from rsdmri.physics import masks
 from rsdmri.priors import build_denoiser, load_prior, newest_prior, save_prior
 from rsdmri.runtime import select_device, torch_generator
 from rsdmri.training.checkpoint import load_tensors
-from rsdmri.workflows.sample import sample
+from rsdmri.workflows.sample import sample, timed_samples
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +305,20 @@ def test_sample_workflow_writes_the_states_of_the_first_images(tmp_path, finishe
         assert file["sigma"][()].tolist() == kept.sigmas.tolist()
     with Image.open(tmp_path / "states.png") as image:
         assert image.info["Description"] == rsdmri.RESEARCH_ONLY
+
+
+@pytest.mark.parametrize(("teacher", "moves"), [(False, [3]), (True, [0.75] * 4)])
+def test_progress_of_sampling_moves_with_each_step_of_the_teacher(prior, monkeypatch, teacher, moves):
+    seen = []
+
+    @contextmanager
+    def recorded(title, total):
+        assert total == 3
+        yield SimpleNamespace(advance=seen.append)
+
+    monkeypatch.setattr("rsdmri.workflows.sample.progress", recorded)
+    timed_samples(prior, 3, teacher=teacher, sampler=SamplerSettings("euler", 4))
+    assert seen == moves
 
 
 IMAGE_PRIORS = {

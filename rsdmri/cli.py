@@ -41,6 +41,14 @@ class Method(StrEnum):
     zero_filled = "zero-filled"
 
 
+class Sampler(StrEnum):
+    """Samplers of a teacher."""
+
+    heun = "heun"
+    euler = "euler"
+    dpmpp_2m = "dpmpp-2m"
+
+
 class Contrast(StrEnum):
     """Contrasts of simulated scans."""
 
@@ -204,15 +212,24 @@ def sample(
     prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="number of images")] = 16,
     teacher: Annotated[bool, typer.Option("--teacher", help="sample the teacher's ODE instead of one step")] = False,
-    steps: Annotated[int, typer.Option(help="Heun steps of --teacher; 2 steps - 1 evaluations")] = 18,
+    sampler: Annotated[
+        Sampler, typer.Option(help="of --teacher; heun evaluates twice a step, the others once")
+    ] = Sampler.heun,
+    steps: Annotated[int, typer.Option(help="steps of --teacher")] = 18,
+    churn: Annotated[float, typer.Option(help="fresh noise of --teacher with heun, in all steps together")] = 0.0,
+    states: Annotated[
+        bool, typer.Option("--states", help="keep and picture the steps of --teacher for the first 8 images")
+    ] = False,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="output folder")] = Path("samples"),
     device: Device = "auto",
 ) -> None:
     """Draw images from a prior. Writes complex HDF5 and a picture, prints the rate."""
+    from rsdmri.diffusion.sample import Churn, SamplerSettings
     from rsdmri.workflows.sample import sample as run
 
-    run(prior, n=n, teacher=teacher, steps=steps, seed=seed, out=out, device=device, say=typer.echo)
+    how = SamplerSettings(sampler.value, steps, Churn(churn))
+    run(prior, n=n, teacher=teacher, sampler=how, states=states, seed=seed, out=out, device=device, say=typer.echo)
 
 
 @app.command()

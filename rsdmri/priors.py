@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.config import Config, config_from_dict
 from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.diffusion.denoiser import Denoiser
-from rsdmri.diffusion.sample import sample_teacher
+from rsdmri.diffusion.sample import OnStep, SamplerSettings, sample_teacher
 from rsdmri.diffusion.unet import UNet, parameter_count
 from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
@@ -84,29 +84,43 @@ class Prior:
         *,
         seed: int = 0,
         teacher: bool = False,
-        steps: int = 18,
+        steps: int | None = None,
+        sampler: SamplerSettings | None = None,
         batch: int = 16,
         advance: Callable[[int], None] = lambda count: None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
-        """Draw ``n`` complex images ``(n, y, x)``, scaled so that tissue is about 1, by one evaluation each.
+        """Draw ``n`` images ``(n, y, x)``, scaled so that tissue is about 1, by one evaluation each.
 
-        Sample ``i`` depends on (``seed``, ``i``) and the method alone, not on ``n`` or ``batch``.
+        Complex64; float32 for a prior of magnitudes. Sample ``i`` depends on (``seed``, ``i``) and the method alone,
+        not on ``n`` or ``batch``.
 
         Args:
             n: how many.
             seed: of the noise and the acquisitions.
-            teacher: sample the teacher's ODE instead (``2 steps - 1`` evaluations each).
-            steps: Heun steps of the teacher.
+            teacher: sample the teacher's ODE instead.
+            steps: steps of the teacher's sampler, over those of ``sampler``.
+            sampler: of the teacher; by default 18 Heun steps, 35 evaluations.
             batch: images at once.
             advance: called with the number of images after each batch.
+            on_step: called in each step of the teacher's sampler, batch after batch; a `Trajectory` keeps them all.
         """
-        self.check_request(n, teacher=teacher, steps=steps)
+        self.check_request(n, teacher=teacher, watched=on_step is not None)
+        settings = sampler or SamplerSettings()
+        settings = settings if steps is None else replace(settings, steps=steps)
         images = []
         for draws in self._draws(n, seed, batch):
             with torch.no_grad():
                 if teacher or self.generator is None:
                     drawn = sample_teacher(
-                        self.denoiser, draws.operator, draws.noise, steps, draws.coil_noise, self.bank.sigma_y
+                        self.denoiser,
+                        draws.operator,
+                        draws.noise,
+                        settings,
+                        coil_noise=draws.coil_noise,
+                        sigma_y=self.bank.sigma_y,
+                        generators=draws.generators,
+                        on_step=on_step,
                     )
                 else:
                     drawn = self.generator(draws.noise, draws.operator)
@@ -114,20 +128,21 @@ class Prior:
             advance(len(drawn))
         return torch.cat(images)
 
-    def check_request(self, n: int, *, teacher: bool = False, steps: int = 18) -> None:
-        """Raise `InputError` where `sample` would."""
+    def check_request(self, n: int, *, teacher: bool = False, watched: bool = False) -> None:
+        """Raise `InputError` where `sample` would; ``watched``: its steps are asked for."""
         if n < 1:
             raise InputError(f"--n {n}: must be at least 1")
-        if teacher and steps < 1:
-            raise InputError(f"--steps {steps}: must be at least 1")
         if not teacher and self.generator is None:
             raise InputError("this run has a teacher but no one-step prior yet; finish rsdmri train or use --teacher")
+        if not teacher and watched:
+            raise InputError("--states: the one-step prior has no steps to show; add --teacher")
 
     def _draws(self, n: int, seed: int, batch: int) -> Iterator["_Draws"]:
         for start in range(0, n, batch):
+            items = range(start, min(n, start + batch))
+            generators = [torch_generator("sample", seed, item, device=self.device) for item in items]
             parts = []
-            for item in range(start, min(n, start + batch)):
-                generator = torch_generator("sample", seed, item, device=self.device)
+            for generator in generators:
                 operator = self.bank.draw(1, generator)
                 noise = self.bank.draw_noise(operator, generator)
                 parts.append((operator, noise, self.bank.draw_coil_noise(operator, generator)))
@@ -138,7 +153,7 @@ class Prior:
                 joined: Sense | Sampling = sense(torch.cat([operator.maps for operator in operators]), mask)
             else:
                 joined = Sampling(mask, tuple(noise.shape))
-            yield _Draws(joined, noise, None if coil_noises[0] is None else torch.cat(coil_noises))
+            yield _Draws(joined, noise, None if coil_noises[0] is None else torch.cat(coil_noises), generators)
 
 
 @dataclass(frozen=True)
@@ -146,6 +161,7 @@ class _Draws:
     operator: Sense | Sampling
     noise: Tensor
     coil_noise: Tensor | None
+    generators: list[torch.Generator]
 
 
 def save_prior(

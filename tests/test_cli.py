@@ -175,6 +175,11 @@ def test_train_refuses_other_settings_by_name(refused, tmp_path, finished_run):
         (["--prior", "{run}", "--n", "0"], "--n 0: must be at least 1"),
         (["--prior", "{run}", "--n", "-1"], "--n -1: must be at least 1"),
         (["--prior", "{run}", "--teacher", "--steps", "0"], "--steps 0: must be at least 1"),
+        (["--prior", "{run}", "--teacher", "--churn", "-1"], "--churn -1: must be a number of at least 0"),
+        (["--prior", "{run}", "--teacher", "--churn", "nan"], "--churn nan: must be a number"),
+        (["--prior", "{run}", "--teacher", "--sampler", "euler", "--churn", "1"], "not with --sampler euler"),
+        (["--prior", "{run}", "--steps", "9"], "--sampler, --steps and --churn: the one-step prior takes one step"),
+        (["--prior", "{run}", "--states"], "--states: the one-step prior has no steps to show; add --teacher"),
         (["--prior", "{run}", "--device", "nonsense"], "--device nonsense: not available here"),
         (["--prior", "{run}", "--out", "{hostile}/in-the-way"], "output folder cannot be written"),
         (["--prior", "{run}/teacher"], "no one-step prior yet"),
@@ -271,7 +276,8 @@ OPTIONS = {
               "--licence": None, "--salt": None, "--strict": None, "--seed": 0, "--trust": None},
     "train": {"--data": None, "--acceleration": 4, "--stage": "all", "--recipe": None, "--set": None,
               "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
-    "sample": {"--prior": None, "--n": 16, "--teacher": None, "--steps": 18, "--seed": 0, "--out": None},
+    "sample": {"--prior": None, "--n": 16, "--teacher": None, "--sampler": "heun", "--steps": 18, "--churn": 0.0,
+               "--states": None, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
                     "--format": "h5,png", "--force": None, "--dicom-source": None, "--trust": None},
     "evaluate": {"--out": None},
@@ -288,6 +294,7 @@ OPTIONS = {
     [
         ("simulate", ["mixed", "T1w", "T2w", "PDw", "FLAIR"]),
         ("train", ["all", "teacher", "prior"]),
+        ("sample", ["heun", "euler", "dpmpp-2m"]),
         ("reconstruct", ["rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
     ],
 )
@@ -405,6 +412,13 @@ def test_train_and_sample(run, tmp_path, simulated, tiny_settings):
     assert code == 0
     assert "2 images of 32 x 32, 1 evaluations each" in out
     assert sorted(path.name for path in Path("samples").iterdir()) == ["samples.h5", "samples.png"]
+
+    teacher = ["--teacher", "--sampler", "dpmpp-2m", "--steps", 5, "--states", "--device", "cpu"]
+    code, out, _ = run("sample", "--n", 2, "--out", "teacher", *teacher)
+    assert code == 0
+    assert "2 images of 32 x 32, 5 evaluations each" in out
+    assert "teacher/states.png" in out
+    assert Path("teacher/states.png").is_file()
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(run, tmp_path, simulated):

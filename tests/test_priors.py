@@ -3,20 +3,27 @@
 import hashlib
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import rsdmri
+from rsdmri.config import load_config
+from rsdmri.diffusion.acquisitions import Acquisitions
+from rsdmri.diffusion.sample import Churn, SamplerSettings, Trajectory
+from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
-from rsdmri.priors import load_prior, newest_prior
-from rsdmri.runtime import torch_generator
+from rsdmri.priors import build_denoiser, load_prior, newest_prior, save_prior
+from rsdmri.runtime import select_device, torch_generator
 from rsdmri.training.checkpoint import load_tensors
-from rsdmri.workflows.sample import sample
+from rsdmri.workflows.sample import sample, timed_samples
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,33 @@ def test_teacher_samples_depend_on_their_number_and_seed_alone(prior):
     assert not torch.allclose(prior.sample(3, seed=2, teacher=True, steps=4), base, rtol=1e-3)
     assert not torch.allclose(prior.sample(3, seed=1, teacher=True, steps=6), base, rtol=1e-3)
     assert not torch.allclose(prior.sample(3, seed=1), base, rtol=1e-3)
+
+
+def test_samplers_of_the_teacher_and_their_steps(prior):
+    settings = [SamplerSettings("heun", 4), SamplerSettings("euler", 4), SamplerSettings("dpmpp-2m", 4)]
+    heun, euler, dpmpp = (prior.sample(2, teacher=True, sampler=each) for each in settings)
+    assert torch.equal(heun, prior.sample(2, teacher=True, steps=4))
+    assert torch.equal(dpmpp, prior.sample(2, teacher=True, sampler=SamplerSettings("dpmpp-2m"), steps=4))
+    for one, other in ((heun, euler), (heun, dpmpp), (euler, dpmpp)):
+        assert not torch.allclose(one, other, rtol=1e-3)
+
+
+def test_churned_samples_depend_on_their_number_and_seed_alone(prior):
+    how = SamplerSettings("heun", 4, Churn(2.0))
+    base = prior.sample(3, seed=1, teacher=True, sampler=how)
+    close(prior.sample(3, seed=1, teacher=True, sampler=how, batch=2), base)
+    close(prior.sample(1, seed=1, teacher=True, sampler=how), base[:1])
+    assert not torch.allclose(prior.sample(3, seed=1, teacher=True, steps=4), base, rtol=1e-3)
+
+
+def test_states_of_all_batches_are_kept(prior):
+    states = Trajectory()
+    base = prior.sample(3, teacher=True, steps=4, batch=2, on_step=states)
+    assert states.states.shape == states.denoised.shape == (3, 4, 32, 32)
+    assert states.sigmas[0] == pytest.approx(80)
+    close(states.denoised[:, -1], base)  # the last step lands on its estimate
+    with pytest.raises(InputError, match="--states: the one-step prior has no steps to show; add --teacher"):
+        prior.sample(1, on_step=states)
 
 
 def test_seed_zero_is_a_seed(prior):
@@ -215,31 +249,114 @@ def test_missing_weights_are_one_line(copy):
     [
         ({"n": 0}, "--n 0: must be at least 1"),
         ({"n": -3}, "--n -3"),
-        ({"teacher": True, "steps": 0}, "--steps 0: must be at least 1"),
+        ({"states": True}, "--states: the one-step prior has no steps to show; add --teacher"),
+        ({"sampler": SamplerSettings("euler")}, "the one-step prior takes one step; add --teacher"),
     ],
 )
-def test_impossible_requests_are_refused_before_anything_is_written(tmp_path, finished_run, prior, request_, message):
-    with pytest.raises(InputError, match=message):
-        prior.sample(**request_)
+def test_impossible_requests_are_refused_before_anything_is_written(tmp_path, finished_run, request_, message):
     with pytest.raises(InputError, match=message):
         sample(finished_run, out=tmp_path / "out", device="cpu", **request_)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("teacher", [False, True])
-def test_sample_workflow_writes_images_picture_and_provenance(tmp_path, finished_run, prior, teacher):
+@pytest.mark.parametrize(("request_", "message"), [({"n": 0}, "--n 0"), ({"teacher": True, "steps": 0}, "--steps 0")])
+def test_impossible_samples_are_refused(prior, request_, message):
+    with pytest.raises(InputError, match=f"{message}: must be at least 1"):
+        prior.sample(**request_)
+
+
+@pytest.mark.parametrize(
+    ("how", "method"),
+    [
+        ({}, "one-step prior"),
+        ({"teacher": True, "sampler": SamplerSettings(steps=3)}, "teacher, Heun, 3 steps"),
+        ({"teacher": True, "sampler": SamplerSettings("dpmpp-2m", 4)}, "teacher, DPM-Solver++(2M), 4 steps"),
+    ],
+)
+def test_sample_workflow_writes_images_picture_and_provenance(tmp_path, finished_run, prior, how, method):
     lines = []
-    sample(finished_run, n=3, teacher=teacher, steps=3, seed=2, out=tmp_path / "out", device="cpu", say=lines.append)
+    sample(finished_run, n=3, seed=2, out=tmp_path / "out", device="cpu", say=lines.append, **how)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["samples.h5", "samples.png"]
     with h5py.File(tmp_path / "out" / "samples.h5") as file:
+        assert list(file) == ["samples"]
         images, attrs = file["samples"][()], dict(file.attrs)
     assert images.dtype == np.complex64
-    close(torch.from_numpy(images), prior.sample(3, teacher=teacher, steps=3, seed=2))
+    close(torch.from_numpy(images), prior.sample(3, seed=2, **how))
     assert attrs["prior_sha256"] == prior.digest
-    assert attrs["network_evaluations"] == (5 if teacher else 1)
+    assert attrs["method"] == method
+    assert attrs["network_evaluations"] == (how["sampler"].evaluations if how else 1)
     assert attrs["seed"] == 2
     assert attrs["note"] == rsdmri.RESEARCH_ONLY
     assert "images/s" in lines[0]
+
+
+def test_sample_workflow_writes_the_states_of_the_first_images(tmp_path, finished_run, prior):
+    settings = SamplerSettings("dpmpp-2m", 3)
+    sample(
+        finished_run, n=9, teacher=True, sampler=settings, states=True, out=tmp_path, device="cpu", say=lambda _: None
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.h5", "samples.png", "states.png"]
+    kept = Trajectory()
+    prior.sample(8, teacher=True, sampler=settings, on_step=kept)
+    with h5py.File(tmp_path / "samples.h5") as file:
+        assert file["samples"].shape == (9, 32, 32)
+        close(torch.from_numpy(file["denoised"][()]), kept.denoised)
+        torch.testing.assert_close(torch.from_numpy(file["states"][()]), kept.states, rtol=1e-4, atol=1e-3)
+        assert file["sigma"][()].tolist() == kept.sigmas.tolist()
+    with Image.open(tmp_path / "states.png") as image:
+        assert image.info["Description"] == rsdmri.RESEARCH_ONLY
+
+
+@pytest.mark.parametrize(("teacher", "moves"), [(False, [3]), (True, [0.75] * 4)])
+def test_progress_of_sampling_moves_with_each_step_of_the_teacher(prior, monkeypatch, teacher, moves):
+    seen = []
+
+    @contextmanager
+    def recorded(title, total):
+        assert total == 3
+        yield SimpleNamespace(advance=seen.append)
+
+    monkeypatch.setattr("rsdmri.workflows.sample.progress", recorded)
+    timed_samples(prior, 3, teacher=teacher, sampler=SamplerSettings("euler", 4))
+    assert seen == moves
+
+
+IMAGE_PRIORS = {
+    "magnitudes with missing pixels": ("inpainting", 0.7, True, 0.0),
+    "noisy magnitudes": ("denoising", 1.0, True, 0.2),
+    "complex images of k-space": ("fourier", 1.0, False, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_PRIORS)
+@pytest.mark.parametrize("teacher", [False, True])
+def test_priors_of_images_are_sampled_without_coils(tmp_path, tiny_settings, name, teacher):
+    kind, keep, real, level = IMAGE_PRIORS[name]
+    objective = ["teacher.objective=edm"] if kind == "fourier" else []
+    config = load_config(None, [*tiny_settings, f"corruption.kind={kind}", *objective])
+    device = select_device("cpu")
+    mask = torch.rand(3, 9, 12, generator=torch_generator("mask")) < keep
+    bank = Acquisitions(None, mask, keep=keep, real=real, sigma_y=level)
+    denoiser = build_denoiser(config, 0.5, device)
+    save_prior(tmp_path / "prior", denoiser, Generator(build_denoiser(config, 0.5, device)), bank, config, {})
+
+    prior = load_prior(tmp_path / "prior", "cpu")
+    how = {"teacher": teacher, "sampler": SamplerSettings("heun", 3, Churn(1.0))} if teacher else {}
+    base = prior.sample(3, seed=1, **how)
+    assert base.shape == (3, 9, 12)
+    assert base.dtype == (torch.float32 if real else torch.complex64)
+    assert bool(torch.isfinite(base.abs()).all())
+    close(prior.sample(3, seed=1, batch=2, **how), base)
+    out = tmp_path / "out"
+    sample(tmp_path / "prior", n=3, seed=1, states=teacher, out=out, device="cpu", say=lambda _: None, **how)
+    with h5py.File(out / "samples.h5") as file:
+        assert file["samples"].dtype == (np.float32 if real else np.complex64)
+        close(torch.from_numpy(file["samples"][()]), base)
+        if teacher:
+            assert file["states"].dtype == file["samples"].dtype
+            assert file["sigma"][-1] == pytest.approx(level or 0.002)
+    pictures = ["samples.png", *(["states.png"] if teacher else [])]
+    assert sorted(path.name for path in out.glob("*.png")) == pictures
 
 
 def test_newest_prior_is_the_last_to_finish(tmp_path, monkeypatch, finished_run):

@@ -21,7 +21,15 @@ from rsdmri.errors import InputError
 from rsdmri.metrics.image import nmse, ssim
 from rsdmri.report.png import common_window, magnitudes, save_image_png, save_png
 
-__all__ = ["image_grid", "kspace_figure", "loss_figure", "reconstruction_figure", "save_image_png", "save_png"]
+__all__ = [
+    "image_grid",
+    "kspace_figure",
+    "loss_figure",
+    "reconstruction_figure",
+    "save_image_png",
+    "save_png",
+    "states_figure",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 ERROR_FACTOR = 5
@@ -113,6 +121,32 @@ def image_grid(
         grid.image(*divmod(i, columns), image, white)
         if titles:
             grid.title(*divmod(i, columns), titles[i])
+    return grid.figure
+
+
+def states_figure(
+    denoised: ArrayLike, sigmas: ArrayLike, samples: ArrayLike, *, heading: str | None = None, levels: int = 7
+) -> Figure:
+    """How a sampler came to its images: estimates by falling noise level from left to right, the samples last.
+
+    ``denoised`` (n, steps, y, x): estimates at the noise levels ``sigmas`` (steps,); ``samples`` (n, y, x) sets the
+    window. At most ``levels`` of the steps are shown, evenly taken, with the first and the last.
+    """
+    estimates, ends, steps = np.asarray(denoised), magnitudes(samples), np.asarray(sigmas)
+    if estimates.shape[:2] != (len(ends), len(steps)) or estimates.shape[2:] != ends.shape[1:]:
+        raise InputError(f"denoised: shape {estimates.shape} for {len(steps)} levels and samples {ends.shape}")
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(levels, len(steps))).round().astype(int))
+    side, height, width = 1.05, *ends.shape[1:]
+    above = [0.24, *[0.06] * (len(ends) - 1)]
+    grid = _Grid((len(ends), len(shown) + 1), (side, side * height / width), above=above, heading=heading)
+    white = common_window(ends)
+    for column, step in enumerate(shown):
+        for row, image in enumerate(magnitudes(estimates[:, step])):
+            grid.image(row, column, image, white)
+        grid.title(0, column, f"σ = {steps[step]:.2g}")
+    for row, image in enumerate(ends):
+        grid.image(row, len(shown), image, white)
+    grid.title(0, len(shown), "sample")
     return grid.figure
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rsdmri import RESEARCH_ONLY
 from rsdmri.errors import InputError
-from rsdmri.report.figures import image_grid, kspace_figure, loss_figure, reconstruction_figure
+from rsdmri.report.figures import image_grid, kspace_figure, loss_figure, reconstruction_figure, states_figure
 from rsdmri.report.png import png_bytes, save_image_png, save_png
 from rsdmri.runtime import numpy_generator
 
@@ -44,10 +44,13 @@ def all_figures():
         "captions": reconstruction_figure(None, methods, captions={"zero-filled": "0 evaluations"}),
         "kspace": kspace_figure(images(3), mask, np.arange(32) < 2, heading="k-space"),
         "loss": loss_figure(rows(), heading="Training"),
+        "states": states_figure(
+            images(36).reshape(3, 12, 40, 32), np.geomspace(80, 0.002, 12), images(3), heading="Heun, 12 steps"
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["grid", "retrospective", "prospective", "captions", "kspace", "loss"])
+@pytest.mark.parametrize("name", ["grid", "retrospective", "prospective", "captions", "kspace", "loss", "states"])
 def test_no_text_overlaps_another_or_leaves_the_figure(name):
     figure = all_figures()[name]
     canvas = FigureCanvasAgg(figure)
@@ -123,6 +126,20 @@ def test_one_window_for_the_whole_grid_and_errors_in_a_fifth_of_it():
     assert any(caption.startswith("NMSE 0.01") for caption in captions)
 
 
+@pytest.mark.parametrize(("steps", "shown"), [(1, [0]), (3, [0, 1, 2]), (13, [0, 2, 4, 6, 8, 10, 12])])
+def test_states_go_from_the_first_level_to_the_last_and_end_with_the_samples(steps, shown):
+    denoised, samples, levels = images(2 * steps).reshape(2, steps, 40, 32), images(2), np.geomspace(80, 0.5, steps)
+    figure = states_figure(denoised, levels, samples)
+    assert [t.get_text() for t in figure.texts] == [*(f"σ = {levels[i]:.2g}" for i in shown), "sample"]
+    cells = {tuple(np.round(axes.get_position().p0, 6)): axes.get_images()[0] for axes in figure.axes}
+    assert len({cell.get_clim() for cell in cells.values()}) == 1
+    for row, bottom in enumerate(sorted({y for _, y in cells}, reverse=True)):
+        pictures = [cells[place] for place in sorted(cells) if place[1] == bottom]
+        expected = [*np.abs(denoised[row, shown]), np.abs(samples[row])]
+        for picture, image in zip(pictures, expected, strict=True):
+            np.testing.assert_allclose(np.asarray(picture.get_array()), image, rtol=1e-6)
+
+
 def test_a_prospective_scan_has_no_error_row():
     texts = [t.get_text() for t in reconstruction_figure(None, {"rsd": images(1)[0]}).texts]
     assert texts == ["rsd"]
@@ -166,6 +183,8 @@ def test_losses_are_drawn_by_stage_with_gaps_and_a_smooth_line():
         (lambda: kspace_figure(images(1), np.ones(5)), "does not fit"),
         (lambda: kspace_figure(np.ones(5), np.ones(5)), "expected"),
         (lambda: loss_figure([]), "no training metrics"),
+        (lambda: states_figure(images(6).reshape(2, 3, 40, 32), [3, 2], images(2)), "for 2 levels and samples"),
+        (lambda: states_figure(images(6).reshape(2, 3, 40, 32), [3, 2, 1], images(3)), r"samples \(3, 40, 32\)"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -102,14 +102,15 @@ class Prior:
         """
         self.check_request(n, teacher=teacher, steps=steps)
         images = []
-        for draws in self._draws(n, seed, batch):
+        one_step = not teacher and self.generator is not None
+        for draws in self._draws(n, seed, batch, full_size=one_step):
             with torch.no_grad():
-                if teacher or self.generator is None:
+                if not one_step or self.generator is None:
                     drawn = sample_teacher(
                         self.denoiser, draws.operator, draws.noise, steps, draws.coil_noise, self.bank.sigma_y
                     )
                 else:
-                    drawn = self.generator(draws.noise, draws.operator)
+                    drawn = self.generator(draws.noise, draws.operator, draws.coil_noise)
             images.append(drawn.cpu())
             advance(len(drawn))
         return torch.cat(images)
@@ -123,12 +124,12 @@ class Prior:
         if not teacher and self.generator is None:
             raise InputError("this run has a teacher but no one-step prior yet; finish rsdmri train or use --teacher")
 
-    def _draws(self, n: int, seed: int, batch: int) -> Iterator["_Draws"]:
+    def _draws(self, n: int, seed: int, batch: int, *, full_size: bool) -> Iterator["_Draws"]:
         for start in range(0, n, batch):
             parts = []
             for item in range(start, min(n, start + batch)):
                 generator = torch_generator("sample", seed, item, device=self.device)
-                operator = self.bank.draw(1, generator)
+                operator = self.bank.draw(1, generator, full_size=full_size)
                 noise = self.bank.draw_noise(operator, generator)
                 parts.append((operator, noise, self.bank.draw_coil_noise(operator, generator)))
             operators, noises, coil_noises = zip(*parts, strict=True)
@@ -175,7 +176,13 @@ def save_prior(
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "sigma_data": float(denoiser.sigma_data),
         "further_drop": bank.drop,
-        "sampling": {"keep": bank.keep, "real": bank.real, "sigma_y": bank.sigma_y, "coil_noise": bank.coil_noise},
+        "sampling": {
+            "keep": bank.keep,
+            "real": bank.real,
+            "sigma_y": bank.sigma_y,
+            "coil_noise": bank.coil_noise,
+            "factor": bank.factor,
+        },
         "parameters": parameter_count(denoiser),
         "config": config.to_dict(),
         **facts,
@@ -200,7 +207,9 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
         denoiser.load_state_dict(_part("denoiser.", tensors))
         generator = None
         if meta["kind"] == "prior":
-            generator = Generator(build_denoiser(config, meta["sigma_data"], target), config.prior.sigma_init)
+            generator = Generator(
+                build_denoiser(config, meta["sigma_data"], target), config.prior.sigma_init, config.prior.mask_free
+            )
             generator.denoiser.load_state_dict(_part("generator.", tensors))
         maps = torch.view_as_complex(tensors["bank.maps"]).to(target) if "bank.maps" in tensors else None
         law = meta.get("sampling", {})

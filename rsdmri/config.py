@@ -116,6 +116,10 @@ class PriorConfig(Section):
     alpha: float = 1.2
     t_max: float = Field(0.8, gt=0, le=1)
     sigma_init: float = Field(2.5, gt=0)
+    mask_free: bool = Field(False, description="show the generator every line whatever the mask")
+    fake_residual: Literal["acquired", "further"] = Field(
+        "acquired", description="lines of the fake score's loss: those of M, or of M~ alone as in the published code"
+    )
     learning_rate: float = Field(1e-5, gt=0, description="generator")
     fake_learning_rate: float = Field(2e-5, gt=0, description="fake score")
     loss_scale: float = Field(100.0, gt=0)

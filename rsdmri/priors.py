@@ -109,9 +109,10 @@ class Prior:
         settings = sampler or SamplerSettings()
         settings = settings if steps is None else replace(settings, steps=steps)
         images = []
-        for draws in self._draws(n, seed, batch):
+        one_step = not teacher and self.generator is not None
+        for draws in self._draws(n, seed, batch, full_size=one_step):
             with torch.no_grad():
-                if teacher or self.generator is None:
+                if not one_step or self.generator is None:
                     drawn = sample_teacher(
                         self.denoiser,
                         draws.operator,
@@ -123,7 +124,7 @@ class Prior:
                         on_step=on_step,
                     )
                 else:
-                    drawn = self.generator(draws.noise, draws.operator)
+                    drawn = self.generator(draws.noise, draws.operator, draws.coil_noise)
             images.append(drawn.cpu())
             advance(len(drawn))
         return torch.cat(images)
@@ -137,13 +138,13 @@ class Prior:
         if not teacher and watched:
             raise InputError("--states: the one-step prior has no steps to show; add --teacher")
 
-    def _draws(self, n: int, seed: int, batch: int) -> Iterator["_Draws"]:
+    def _draws(self, n: int, seed: int, batch: int, *, full_size: bool) -> Iterator["_Draws"]:
         for start in range(0, n, batch):
             items = range(start, min(n, start + batch))
             generators = [torch_generator("sample", seed, item, device=self.device) for item in items]
             parts = []
             for generator in generators:
-                operator = self.bank.draw(1, generator)
+                operator = self.bank.draw(1, generator, full_size=full_size)
                 noise = self.bank.draw_noise(operator, generator)
                 parts.append((operator, noise, self.bank.draw_coil_noise(operator, generator)))
             operators, noises, coil_noises = zip(*parts, strict=True)
@@ -191,7 +192,13 @@ def save_prior(
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "sigma_data": float(denoiser.sigma_data),
         "further_drop": bank.drop,
-        "sampling": {"keep": bank.keep, "real": bank.real, "sigma_y": bank.sigma_y, "coil_noise": bank.coil_noise},
+        "sampling": {
+            "keep": bank.keep,
+            "real": bank.real,
+            "sigma_y": bank.sigma_y,
+            "coil_noise": bank.coil_noise,
+            "factor": bank.factor,
+        },
         "parameters": parameter_count(denoiser),
         "config": config.to_dict(),
         **facts,
@@ -216,7 +223,9 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
         denoiser.load_state_dict(_part("denoiser.", tensors))
         generator = None
         if meta["kind"] == "prior":
-            generator = Generator(build_denoiser(config, meta["sigma_data"], target), config.prior.sigma_init)
+            generator = Generator(
+                build_denoiser(config, meta["sigma_data"], target), config.prior.sigma_init, config.prior.mask_free
+            )
             generator.denoiser.load_state_dict(_part("generator.", tensors))
         maps = torch.view_as_complex(tensors["bank.maps"]).to(target) if "bank.maps" in tensors else None
         law = meta.get("sampling", {})

@@ -100,6 +100,7 @@ FLOORS = {
     "rsdmri.training.checkpoint": 4,
     "rsdmri.training.ema": 4,
     "rsdmri.training.shards": 4,
+    "rsdmri.training.degraded": 4,
     "rsdmri.training.stage": 4,
     "rsdmri.training.teacher": 5,
     "rsdmri.training.prior": 5,  # the losses of the distillation are below it

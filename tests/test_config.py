@@ -35,6 +35,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "network.preconditioning": ("published", "published"),
         "network.precision": ("bfloat16", "bfloat16"),
         "prior.objective": ("dmd", "dmd"),
+        "prior.fake_residual": ("further", "further"),
         "teacher.objective": ("fourier-ambient", "fourier-ambient"),
         "teacher.images": ("l1-wavelet", "l1-wavelet"),
         "corruption.kind": ("inpainting", "inpainting"),

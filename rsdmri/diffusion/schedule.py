@@ -15,8 +15,10 @@ SIGMA_MAX = 80.0
 RHO = 7.0
 
 
-def karras_sigma(t: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> Tensor:
-    """Noise level at time ``t`` in [0, 1]: 0 gives ``sigma_min``, 1 gives ``sigma_max``.
+def karras_sigma(
+    t: Tensor, sigma_min: float | Tensor = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Tensor:
+    """Noise level at time ``t`` in [0, 1]: 0 gives ``sigma_min`` (one, or one per item), 1 gives ``sigma_max``.
 
     sigma(t) = (sigma_max^(1/rho) + (1 - t) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho  (Karras et al. 2022, eq. 5)
     """

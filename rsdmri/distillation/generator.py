@@ -15,14 +15,25 @@ class Generator(nn.Module):
     Args:
         denoiser: the network, warm-started from the teacher.
         sigma_init: the level s_init.
+        mask_free: show the network every line (M~ = 1) whatever the mask: nothing of the acquisition but its coils.
     """
 
-    def __init__(self, denoiser: Denoiser, sigma_init: float = SIGMA_INIT):
+    def __init__(self, denoiser: Denoiser, sigma_init: float = SIGMA_INIT, mask_free: bool = False):
         super().__init__()
         self.denoiser = denoiser
         self.sigma_init = sigma_init
+        self.mask_free = mask_free
 
-    def forward(self, noise: Tensor, operator: Sense | Sampling) -> Tensor:
-        """Turn standard complex noise ``(batch, y, x)`` into images ``(batch, y, x)``."""
-        sigma = torch.full((noise.shape[0],), self.sigma_init, device=noise.device)
-        return self.denoiser(operator.normal(self.sigma_init * noise), operator, sigma)
+    def forward(self, noise: Tensor, operator: Sense | Sampling, coil_noise: Tensor | None = None) -> Tensor:
+        """Turn standard noise ``(batch, y, x)`` into images ``(batch, y, x)``.
+
+        ``coil_noise`` is the part of k-space noise that no image has (`Acquisitions.draw_coil_noise`); with every line
+        shown there is none.
+        """
+        sigma = torch.full((noise.shape[0],), self.sigma_init, dtype=noise.real.dtype, device=noise.device)
+        if self.mask_free:
+            operator, coil_noise = operator.with_mask(torch.ones_like(operator.mask)), None
+        u = operator.normal(self.sigma_init * noise)
+        if coil_noise is not None:
+            u = u + self.sigma_init * coil_noise
+        return self.denoiser(u, operator, sigma)

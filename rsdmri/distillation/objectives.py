@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rsdmri.diffusion.batch import Batch, NoiseDraw
+from rsdmri.diffusion.batch import Batch, NoiseDraw, shown_noise
 from rsdmri.diffusion.denoiser import Denoiser
-from rsdmri.diffusion.schedule import karras_sigma, unit_noise
+from rsdmri.diffusion.schedule import SIGMA_MIN, karras_sigma, unit_noise
 
 Objective = Literal["sid", "dmd", "sds"]
 
@@ -27,10 +27,15 @@ class GeneratorLoss:
     gap: Tensor
 
 
-def draw_level(batch: Batch, generator: torch.Generator, t_max: float = 0.8) -> NoiseDraw:
-    """Draw s = karras(t), t ~ U[0, t_max], and the noise of a generator step."""
+def draw_level(batch: Batch, generator: torch.Generator, t_max: float = 0.8, *, measured: bool = False) -> NoiseDraw:
+    """Draw s = karras(t), t ~ U[0, t_max], and the noise of a generator step.
+
+    The lowest level is that of the noise of the measurements, below which the teacher was not taught. ``measured``
+    draws noise for measurements instead of images, for teachers that were trained so.
+    """
     t = t_max * torch.rand(len(batch), generator=generator, device=batch.measured.device)
-    return NoiseDraw(karras_sigma(t), unit_noise(batch.image, generator))
+    sigma = karras_sigma(t, batch.sigma_y.clamp_min(SIGMA_MIN))
+    return NoiseDraw(sigma, unit_noise(batch.measured if measured else batch.image, generator))
 
 
 def generator_loss(
@@ -44,22 +49,24 @@ def generator_loss(
 ) -> GeneratorLoss:
     """Loss whose gradient with respect to ``images`` (batch, y, x) moves them towards the teacher's distribution.
 
+    u = A~^H A~ x_g + s A~^H A~ e, or + s A~^H M~ n for noise drawn in k-space.
+
     sid: mean (f_phi - f_psi) . ((f_phi - x_g) - alpha (f_phi - f_psi)) / w, gradients through both networks.
     dmd: gradient (f_psi - f_phi) / w applied to x_g.
     sds: as dmd with the fake score replaced by x_g itself, which is what the injected noise amounts to.
     w = mean |x_g - f_phi| per item, constant, at least 1e-5.
     """
     shown = batch.shown
-    noisy = images + draw.noise * draw.sigma[:, None, None]
+    noise = draw.sigma[:, None, None] * shown_noise(shown, draw.noise)
     if objective == "sid":
-        u = shown.normal(noisy)
+        u = shown.normal(images) + noise
         real, fake = teacher(u, shown, draw.sigma), fake_score(u, shown, draw.sigma)
         gap = real - fake
         weight = _weight(images, real)
         terms = gap.conj() * ((real - images) - alpha * gap)
         return GeneratorLoss(terms.real.mean(dim=(-2, -1)) / weight, _size(gap))
     with torch.no_grad():
-        u = shown.normal(noisy)
+        u = shown.normal(images) + noise
         real = teacher(u, shown, draw.sigma)
         fake = images.detach() if objective == "sds" else fake_score(u, shown, draw.sigma)
         direction = (fake - real) / _weight(images, real)[:, None, None]

@@ -1,18 +1,22 @@
 """Phase II: distillation, one optimiser step of the generator and one of the fake score at a time."""
 
 import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rsdmri.config import Config
+from rsdmri.diffusion.acquisitions import coil_part
 from rsdmri.diffusion.batch import Batch, NoiseDraw, draw_noise
 from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.objectives import image_loss
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.distillation.generator import Generator
 from rsdmri.distillation.objectives import draw_level, generator_loss
+from rsdmri.physics.sense import Sampling
 from rsdmri.runtime import torch_generator
+from rsdmri.training.degraded import degradation, full_size
 from rsdmri.training.ema import average_decay, update_average
 from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
@@ -25,6 +29,17 @@ from rsdmri.training.stage import (
     moments,
     prefixed,
 )
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Input of the generator: standard noise of images (batch, y, x) and, where it has a part there, of k-space."""
+
+    noise: Tensor
+    coils: Tensor | None
+
+    def __getitem__(self, items: slice) -> "Latent":
+        return Latent(self.noise[items], None if self.coils is None else self.coils[items])
 
 
 class PriorStage:
@@ -44,7 +59,7 @@ class PriorStage:
         self.batch = self.settings.batch
         self.teacher = teacher.eval().requires_grad_(False)
         self.fake_score = copy.deepcopy(teacher).train().requires_grad_(True)
-        self.generator = Generator(copy.deepcopy(teacher), self.settings.sigma_init).train().requires_grad_(True)
+        self.generator = self._generator(copy.deepcopy(teacher)).train().requires_grad_(True)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self._frozen_fake = _view(self.fake_score)
         self.batches, self.shards = batches, shards
@@ -53,16 +68,20 @@ class PriorStage:
         self.optimiser = torch.optim.Adam(self._of_generator, lr=self.settings.learning_rate, betas=(0.0, 0.999))
         self.fake_optimiser = torch.optim.Adam(self._of_fake, lr=self.settings.fake_learning_rate, betas=(0.0, 0.999))
 
+    def _generator(self, denoiser: Denoiser) -> Generator:
+        return Generator(denoiser, self.settings.sigma_init, self.settings.mask_free)
+
     def step(self, index: int, progress: float) -> Metrics:
         """Take one step of the fake score and one of the generator, on the same generated images."""
         settings, key = self.settings, (self.config.seed, "prior", index)
         both = self.batches(2 * settings.batch, *key)  # one draw, so that all have the same size
         batch, fresh = both[: settings.batch], both[settings.batch :]
         generator = torch_generator(*key, device=batch.measured.device)
-        latent = unit_noise(batch.image, generator)
-        level = draw_level(batch, generator, settings.t_max)
+        latent = self._latent(batch, generator)
+        measured = self.config.objective == "fourier-ambient"
+        level = draw_level(batch, generator, settings.t_max, measured=measured)
         teacher_settings = self.config.teacher
-        draw = draw_noise(fresh, generator, teacher_settings.sigma_mean, teacher_settings.sigma_std)
+        draw = draw_noise(fresh, generator, teacher_settings.sigma_mean, teacher_settings.sigma_std, measured=measured)
 
         def loss(share: slice) -> tuple[Tensor, ...]:
             return self._losses(batch[share], fresh[share], latent[share], level[share], draw[share])
@@ -86,15 +105,34 @@ class PriorStage:
             "rate": rate,
         }
 
+    def _latent(self, batch: Batch, generator: torch.Generator) -> "Latent":
+        """Input of the generator for the acquisitions of ``batch``."""
+        like = full_size(self.config.corruption, batch.image)
+        noise = unit_noise(like, generator)
+        if self.config.objective != "fourier-ambient" or batch.maps is None:
+            return Latent(noise, None)
+        return Latent(noise, unit_noise(batch.measured, generator))
+
+    def _generated(self, batch: Batch, latent: "Latent") -> Tensor:
+        if batch.maps is None and latent.noise.shape != batch.image.shape:  # images larger than what is measured
+            every = torch.ones(latent.noise.shape, dtype=torch.bool, device=latent.noise.device)
+            return self.generator(latent.noise, Sampling(every, tuple(latent.noise.shape)))
+        shown = batch.shown
+        coils = None if latent.coils is None else coil_part(shown, latent.coils)
+        return self.generator(latent.noise, shown, coils)
+
     def _losses(
-        self, batch: Batch, fresh: Batch, latent: Tensor, level: NoiseDraw, draw: NoiseDraw
+        self, batch: Batch, fresh: Batch, latent: "Latent", level: NoiseDraw, draw: NoiseDraw
     ) -> tuple[Tensor, ...]:
-        images = self.generator(latent, batch.shown)
+        images = self._generated(batch, latent)
+        seen = degradation(self.config.corruption, tuple(images.shape)).forward(images)
         found = generator_loss(
-            self.settings.objective, images, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
+            self.settings.objective, seen, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
         )
-        fake = image_loss(self.fake_score, images.detach(), fresh, draw)
-        spread = torch.view_as_real(images.detach()).flatten(1).std(dim=1)
+        if self.settings.fake_residual == "further":  # the published code's choice
+            fresh = replace(fresh, mask=fresh.further_mask)
+        fake = image_loss(self.fake_score, seen.detach(), fresh, draw)
+        spread = real_numbers(images.detach()).flatten(1).std(dim=1)
         return self.settings.loss_scale * found.loss + fake, found.loss, fake, found.gap, spread
 
     def state(self) -> dict[str, Tensor]:
@@ -122,3 +160,8 @@ def _view(module: Denoiser) -> Denoiser:
     for mine, theirs in zip(view.parameters(), module.parameters(), strict=True):
         mine.data = theirs.data
     return view
+
+
+def real_numbers(image: Tensor) -> Tensor:
+    """The real numbers of ``image``: its parts where it is complex."""
+    return torch.view_as_real(image) if image.is_complex() else image

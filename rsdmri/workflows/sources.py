@@ -15,13 +15,13 @@ from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.diffusion.batch import Batch
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
-from rsdmri.physics.corruptions import Blur, Corruption, Downsampling, Inpainting
-from rsdmri.physics.linop import Identity
+from rsdmri.physics.corruptions import Corruption, Inpainting
 from rsdmri.physics.prepare import PreparedSlice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import BANK_BYTES
 from rsdmri.reconstruction.classical import l1_strength, l1_wavelet
 from rsdmri.runtime import numpy_generator, torch_generator
+from rsdmri.training.degraded import degradation
 
 _BANK = 64  # acquisitions kept with a prior
 
@@ -180,15 +180,9 @@ class CorruptedMagnitude:
 
 def corruption_of(settings: CorruptionConfig, shape: tuple[int, ...], generator: torch.Generator) -> Corruption:
     """The corruption that ``settings`` describe, for images of ``shape`` (y, x); random parts from ``generator``."""
-    match settings.kind:
-        case "inpainting":
-            return Corruption(Inpainting.random(settings.keep, shape, generator), settings.noise)
-        case "blur":
-            return Corruption(Blur(settings.blur, shape), settings.noise)
-        case "super-resolution":
-            return Corruption(Downsampling(settings.factor, shape), settings.noise)
-        case _:
-            return Corruption(Identity(shape), settings.noise)
+    if settings.kind == "inpainting":
+        return Corruption(Inpainting.random(settings.keep, shape, generator), settings.noise)
+    return Corruption(degradation(settings, shape), settings.noise)
 
 
 class ImageSource:
@@ -246,7 +240,8 @@ class ImageSource:
         found = [self.measure(item) for item in chosen]
         mask = torch.stack([m.mask for m in found]).to(self.device)
         level = sorted(m.sigma_y for m in found)[len(found) // 2]
-        return Acquisitions(None, mask, 0, self.measure.keep, self.measure.real, level)
+        factor = self.config.corruption.factor if self.config.corruption.kind == "super-resolution" else 1
+        return Acquisitions(None, mask, 0, self.measure.keep, self.measure.real, level, factor=factor)
 
 
 def drawn_items(config: Config, slices: TrainingSlices, count: int, *key: object) -> list[int]:

@@ -38,7 +38,13 @@ def open_slices(config: Config, source: Location) -> TrainingSlices:
     disk = SliceCache(Path(data.cache_dir).expanduser(), data.cache_dir_gb * 1e9) if data.cache_dir else None
     with progress("Opening scans", total=len(chosen)) as bar:
         return TrainingSlices(
-            chosen, mask_law(config), data.cache_gb * 1e9, disk=disk, workers=data.workers, advance=bar.advance
+            chosen,
+            mask_law(config),
+            data.cache_gb * 1e9,
+            disk=disk,
+            workers=data.workers,
+            ambient=config.trains_on_kspace,
+            advance=bar.advance,
         )
 
 

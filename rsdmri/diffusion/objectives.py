@@ -24,6 +24,7 @@ from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.physics.sense import Sampling, Sense
 
 Objective = Literal["edm", "ambient-tweedie", "ambient", "fourier-ambient"]
+DEEPEST = 0.05  # share of s_y down to which `consistency_loss` teaches
 
 
 def draw_for(objective: Objective, batch: Batch, generator: torch.Generator, mean: float, std: float) -> NoiseDraw:
@@ -98,7 +99,7 @@ def draw_consistency(batch: Batch, generator: torch.Generator) -> NoiseDraw:
     """What `consistency_loss` needs: a / s_y, ln-uniform in [0.05, 1], and its noise ``(batch, steps, ...)``."""
     uniform = torch.rand(len(batch), generator=generator, device=batch.measured.device)
     steps = batch.measured[:, None].expand(-1, _DESCENT + 2, *batch.measured.shape[1:])
-    return NoiseDraw(_SHALLOWEST ** (1 - uniform), unit_noise(steps, generator))
+    return NoiseDraw(DEEPEST ** (1 - uniform), unit_noise(steps, generator))
 
 
 def consistency_loss(denoiser: Denoiser, batch: Batch, draw: NoiseDraw) -> Tensor:
@@ -143,7 +144,7 @@ def line_weights(batch: Batch, sigma: Tensor, denoiser: Denoiser) -> Tensor:
     return batch.mask / data**2 + shown[:, None, None] * batch.further_mask
 
 
-_DESCENT, _CLOSER, _SHALLOWEST = 4, 0.9, 0.05
+_DESCENT, _CLOSER = 4, 0.9
 
 
 def _in_measurements(objective: Objective, batch: Batch) -> bool:
@@ -186,7 +187,7 @@ def _per_item(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _energy(residual: Tensor, weights: Tensor) -> Tensor:
-    """Sum of w |r|^2 over coils and positions per item, over the real numbers of an image; nothing is read where w = 0."""
+    """Sum of w |r|^2 per item, over the real numbers of an image; where w = 0 nothing is read."""
     pixels = residual.shape[-1] * residual.shape[-2]
     residual = residual.masked_fill((weights if residual.ndim == 3 else weights[:, None]) == 0, 0)
     power = residual.real.square() + residual.imag.square() if residual.is_complex() else residual.square()

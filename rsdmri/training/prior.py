@@ -94,7 +94,8 @@ class PriorStage:
             self.settings.objective, images, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
         )
         fake = image_loss(self.fake_score, images.detach(), fresh, draw)
-        spread = torch.view_as_real(images.detach()).flatten(1).std(dim=1)
+        numbers = torch.view_as_real(images.detach()) if images.is_complex() else images.detach()
+        spread = numbers.flatten(1).std(dim=1)
         return self.settings.loss_scale * found.loss + fake, found.loss, fake, found.gap, spread
 
     def state(self) -> dict[str, Tensor]:

@@ -48,6 +48,9 @@ def open_slices(config: Config, source: Location) -> TrainingSlices:
         )
 
 
+_TELLING = {"inpainting": ("keep", "further_keep"), "blur": ("blur",), "super-resolution": ("factor",)}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Lines to print before training, and what they were worked out from."""
@@ -76,14 +79,19 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
         f"data: {source}: {scans} scans, {len(slices)} slices, matrix {ref.file.y} x {ref.file.x}, "
         f"{ref.file.coils} coils",
         f"acceleration: nominal {nominal:g}, achieved {np.mean(achieved):.2f} (from {min(achieved):.2f} to "
-        f"{max(achieved):.2f}); ACS {min(masks.acs_lines(r.mask) for r in slices.slices)} lines; masks: {family}; "
-        f"the further mask drops {drop}",
+        f"{max(achieved):.2f}); ACS {min(masks.acs_lines(r.mask) for r in slices.slices)} lines; masks: {family}"
+        + (f"; the further mask drops {drop}" if config.trains_on_kspace else ""),
         f"coverage: each line acquired in {int(counts.min())} to {int(counts.max())} of {len(slices)} slices; "
         f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
         f"objective: {config.objective}; network: {parameter_count(unet):,} parameters, {config.preconditioning} "
         f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}",
     ]
+    if config.corruption.kind != "fourier":
+        settings = config.corruption.model_dump(include={"noise", *_TELLING.get(config.corruption.kind, ())})
+        lines.insert(
+            -1, f"corruption: {config.corruption.kind}, " + ", ".join(f"{k} {v:g}" for k, v in settings.items())
+        )
     return Plan(lines, drop, parameter_count(unet), memory / 1e9)
 
 

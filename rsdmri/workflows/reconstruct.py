@@ -248,9 +248,9 @@ def chosen_prior(prior: Prior | str | os.PathLike[str] | None, device: str) -> P
     found = prior if isinstance(prior, Prior) else load_prior(newest_prior() if prior is None else Path(prior), device)
     if found.bank.maps is None:
         raise InputError(
-            f"--prior: trained on images without coil maps (teacher.objective {found.config.objective}, corruption.kind "
-            f"{found.config.corruption.kind}), it can be sampled but reconstructs no k-space; give a prior of "
-            "teacher.objective ambient or fourier-ambient, or --method l1-wavelet"
+            f"--prior: trained on images without coil maps ({found.config.objective}, {found.config.corruption.kind}), "
+            "it can be sampled but reconstructs no k-space; give one of teacher.objective ambient or fourier-ambient, "
+            "or --method l1-wavelet"
         )
     return found
 

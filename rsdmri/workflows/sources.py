@@ -13,6 +13,7 @@ from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import name_of
 from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.diffusion.batch import Batch
+from rsdmri.diffusion.objectives import DEEPEST
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
@@ -149,6 +150,7 @@ class KspaceSource:
         mask = torch.stack([p.mask.reshape(-1, p.mask.shape[-1]) for p in prepared]).to(self.device)
         maps = torch.stack([p.maps for p in prepared]).to(self.device)
         level = sorted(p.sigma_y for p in prepared)[len(prepared) // 2] / math.sqrt(2) if self._noisy else 0.0
+        level *= taught_below(self.config)
         return Acquisitions(maps, mask, drop, sigma_y=level, coil_noise=self._noisy)
 
 
@@ -301,8 +303,13 @@ class ImageSource:
         chosen = sorted(numpy_generator(self.config.seed, "bank").choice(group, count, replace=False).tolist())
         found = [self.measure(item) for item in chosen]
         mask = torch.stack([m.mask for m in found]).to(self.device)
-        level = sorted(m.sigma_y for m in found)[len(found) // 2]
+        level = sorted(m.sigma_y for m in found)[len(found) // 2] * taught_below(self.config)
         return Acquisitions(None, mask, 0, self.measure.keep, self.measure.real, level)
+
+
+def taught_below(config: Config) -> float:
+    """Share of the measurement noise down to which the denoiser is taught."""
+    return DEEPEST if config.teacher.consistency > 0 else 1.0
 
 
 def drawn_items(config: Config, slices: TrainingSlices, count: int, *key: object) -> list[int]:

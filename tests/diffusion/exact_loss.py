@@ -1,7 +1,7 @@
 """Expected losses of linear denoisers, exactly.
 
-The loss of D(u) = L u is quadratic in the image and the noise. For Gaussian vectors its mean is the sum of its values on
-their scaled unit vectors, its gradient in L is affine, and its minimiser is found to rounding by conjugate gradients.
+The loss of D(u) = L u is quadratic in the image and the noise. For Gaussian vectors its mean is the sum of its values
+on their scaled unit vectors, its gradient in L is affine, and conjugate gradients find its minimiser to rounding.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Linear(nn.Module):
 
 
 def minimiser(gradient: Callable[[Tensor], Tensor], law: np.ndarray, iterations: int = 300) -> Tensor:
-    """Least squares from L = 0 by conjugate gradients on the affine ``gradient``; u, of covariance ``law``, is whitened."""
+    """Zero of the affine ``gradient``, by conjugate gradients from L = 0; u, of covariance ``law``, is whitened."""
     values, vectors = np.linalg.eigh(law)
     seen = values > 1e-9 * values[-1]
     whiten = torch.as_tensor((vectors[:, seen] / np.sqrt(values[seen])) @ vectors[:, seen].conj().T)

@@ -98,7 +98,7 @@ NOISE = 0.3
 
 
 class Gains(nn.Module):
-    """D(u) = g(s) u pixel by pixel; g is a logistic function of values at levels one octave apart, linear in between."""
+    """D(u) = g(s) u pixel by pixel; g is logistic in values at levels one octave apart, linear in between."""
 
     preconditioning, sigma_data = "published", torch.tensor(0.6, dtype=torch.float64)
     octaves = torch.arange(-5, 3, dtype=torch.float64)  # of NOISE

@@ -266,7 +266,7 @@ def test_gradient_of_the_network_is_that_of_finite_differences(form, iterations,
 
 
 def test_few_iterations_of_the_consistent_form_keep_the_gradient():
-    """At small levels the ridge would need hundreds of them; the share of the network that is left is bounded instead."""
+    """At small levels the ridge would need hundreds; the weight of the samples is bounded instead."""
     operator, target = multi_coil(3, 4, 24, 24), images(3, 24, 24, dtype=torch.complex128)
     u = operator.normal(target)
     level = torch.tensor([0.002, 0.02, 0.2], dtype=torch.float64)

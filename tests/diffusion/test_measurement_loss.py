@@ -1,7 +1,7 @@
 """Every objective on noisy measurements: its minimiser is E[x | u, M~], of the clean image, and not otherwise.
 
-Expectations over the image, the noise of the measurement and the noise that is added are exact (`exact_loss`); the masks
-M behind one further mask M~ are enumerated. The reference is E[x | v] of the samples v themselves, by dense algebra.
+Expectations over the image, the noise of the measurement and the noise that is added are exact (`exact_loss`); the
+masks M behind one further mask M~ are enumerated. The reference is E[x | v] of the samples v, by dense algebra.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ NOISY = [case for case in CASES if case.sigma_y]
 
 
 class Problem:
-    """A Gaussian image (prior C), one further mask M~ and the masks M that may lie behind it, each one position larger."""
+    """A Gaussian image (prior C), one further mask M~ and the masks M behind it, each one position larger."""
 
     def __init__(self, case: Case, form: str = "operator"):
         rng = numpy_generator("problem", case.coils, case.real)
@@ -232,7 +232,7 @@ def random_batch(case: Case, count: int) -> tuple[Batch, Tensor]:
 @pytest.mark.parametrize("form", ["published", "operator"])
 @pytest.mark.parametrize("case", [c for c in CASES if c.sigma_y or c.objective == "edm"], ids=str)
 def test_random_draws_of_masks_levels_and_noise_agree_with_the_expectation(case, form):
-    """At the exact denoiser the slope of the loss is zero within its standard error; away from it the slope is clear."""
+    """At the exact denoiser the slope of the loss is zero within its standard error; away from it it is clear."""
     batch, covariance = random_batch(case, 1500)
     draw = draw_for(case.objective, batch, torch_generator("noise"), -1.0, 0.5)
     assert bool((draw.sigma > batch.sigma_y).all())

@@ -88,10 +88,9 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
         f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}",
     ]
     if config.corruption.kind != "fourier":
-        settings = config.corruption.model_dump(include={"noise", *_TELLING.get(config.corruption.kind, ())})
-        lines.insert(
-            -1, f"corruption: {config.corruption.kind}, " + ", ".join(f"{k} {v:g}" for k, v in settings.items())
-        )
+        kind = config.corruption.kind
+        settings = config.corruption.model_dump(include={"noise", *_TELLING.get(kind, ())})
+        lines.insert(-1, ", ".join([f"corruption: {kind}", *(f"{key} {value:g}" for key, value in settings.items())]))
     return Plan(lines, drop, parameter_count(unet), memory / 1e9)
 
 

@@ -172,6 +172,11 @@ class Config(Section):
         return "ambient-tweedie" if self.corruption.noise > 0 else "edm"
 
     @property
+    def trains_on_kspace(self) -> bool:
+        """Lines of k-space are learnt from others; otherwise images are."""
+        return self.corruption.kind == "fourier" and self.objective in ("ambient", "fourier-ambient")
+
+    @property
     def preconditioning(self) -> Literal["operator", "published", "consistent"]:
         """The denoiser's preconditioning, ``auto`` resolved."""
         if self.network.preconditioning != "auto":

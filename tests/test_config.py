@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,14 +222,6 @@ def test_recipes_that_cannot_be_read(tmp_path):
         load_config(tmp_path / "none.toml")
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path)
-
-
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
-def test_recipes_of_the_repository_are_valid(recipe):
-    assert load_config(recipe).acquisition.acceleration > 1
 
 
 def test_stored_settings_that_do_not_fit_name_their_file():

@@ -76,11 +76,11 @@ class MaskLaw:
         """Lines that further masks drop."""
         return masks.further_drop(width, self.acceleration) if self.further_drop is None else self.further_drop
 
-    def check(self, width: int, coils: int, absent: Tensor | None = None) -> None:
+    def check(self, width: int, coils: int, absent: Tensor | None = None, *, ambient: bool = True) -> None:
         """Raise `InputError` where training on these masks would fail.
 
-        That is for an acceleration that is none, too few centre lines for coil maps, or further masks after which some
-        line that is not ``absent``, bool ``(x,)``, can never be acquired.
+        That is for an acceleration that is none, too few centre lines for coil maps, or, in ``ambient`` training,
+        further masks after which some line that is not ``absent``, bool ``(x,)``, can never be acquired.
         """
         lines = masks.check_acceleration(width, self.acceleration, self.fraction(width))
         least = _LEAST_ACS if coils > 1 else 1
@@ -89,6 +89,8 @@ class MaskLaw:
                 f"acceleration {self.acceleration:g}: leaves {lines} centre (ACS) lines of {width}, coil maps need "
                 f"{least}; use at most {width / (2 * least):g}, or a larger acquisition.center_fraction"
             )
+        if not ambient:
+            return
         try:
             law = masks.SamplingLaw(self.family, (1, width), self.acceleration, self.fraction(width))
             law.check_ambient(self.drop(width), kept=law.acs(), absent=absent)
@@ -134,6 +136,7 @@ class TrainingSlices:
         cache_bytes: prepared slices kept in memory.
         disk: where coil maps and scales are kept between runs; None: nowhere.
         workers: threads that `prefetch` prepares slices with.
+        ambient: lines are learnt from those of other masks, so that each must be acquired somewhere.
         advance: called after each scan that was looked at.
     """
 
@@ -145,6 +148,7 @@ class TrainingSlices:
         *,
         disk: SliceCache | None = None,
         workers: int = 0,
+        ambient: bool = True,
         advance: Callable[[], None] = lambda: None,
     ):
         if not entries:
@@ -154,7 +158,7 @@ class TrainingSlices:
         self.buckets: OrderedDict[Shape, list[int]] = OrderedDict()
         self._files: dict[Location, list[int]] = {}
         for entry in entries:
-            self._add(entry.path)
+            self._add(entry.path, ambient)
             advance()
         self._reader, self._disk = SliceReader(), disk
         self._local = threading.local()  # the buffer of each thread
@@ -168,12 +172,13 @@ class TrainingSlices:
         self._cache: OrderedDict[int, PreparedSlice] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached = 0.0
-        self._check_coverage()
+        if ambient:
+            self._check_coverage()
 
-    def _add(self, path: Location) -> None:
+    def _add(self, path: Location, ambient: bool) -> None:
         shape = scan_shape(path)
         if not shape.prospective:
-            self.law.check(shape.x, shape.coils, torch.as_tensor(shape.absent))
+            self.law.check(shape.x, shape.coils, torch.as_tensor(shape.absent), ambient=ambient)
         for index in range(shape.slices):
             mask = shape.mask if shape.prospective else self.law.draw(shape.x, name_of(path), index)
             mask = torch.as_tensor(np.asarray(mask)).reshape(-1, shape.x)

@@ -21,7 +21,7 @@ class Acquisitions:
         drop: with maps: lines of each mask that a further mask leaves out at random.
         keep: without maps: probability that a further mask keeps a pixel of the mask; 1 keeps all.
         real: images are real (magnitudes), not complex.
-        sigma_y: noise per real number of the measurements that was handled in training: sampling ends there.
+        sigma_y: noise per real number down to which the denoiser has learnt: sampling ends there.
         factor: the generator's images are so many times larger along each side (super-resolution).
         coil_noise: the denoiser knows noise of k-space samples rather than of images (`fourier-ambient`).
     """

@@ -16,6 +16,7 @@ from rsdmri.physics.solve import conjugate_gradient
 
 Preconditioning = Literal["operator", "published", "consistent"]
 Acquisition = Sense | Sampling
+_LEAST_RATIO = 0.1  # on simulated heads 6 iterations give gradients within 6 %; at 0.004 they point elsewhere
 
 
 def ridge_inverse(u: Tensor, operator: Acquisition, shift: Tensor, iterations: int) -> Tensor:
@@ -58,7 +59,8 @@ class Denoiser(nn.Module):
         lambda = s^2/sd^2, r = (A~^H A~ + lambda)^-1 u, D = r + sd F((1+lambda) r / sqrt(s^2+sd^2), M~, c_noise),
         which has the published skip path where A~ is the identity.
     ``consistent``: the published form, then data consistency, the proximal step of the samples v that gave u = A~^H v,
-        D = argmin_x |A~ x - v|^2 / s^2 + |x - D_p|^2 / sd^2 = D_p + (A~^H A~ + lambda)^-1 (u - A~^H A~ D_p).
+        D = argmin_x |A~ x - v|^2 / s^2 + |x - D_p|^2 / sd^2 = D_p + (A~^H A~ + lambda)^-1 (u - A~^H A~ D_p),
+        lambda at least 0.1: what few iterations solve, and the gradient takes for solved.
     In all of them the estimate is 0 where no coil sees anything: no loss reaches the network's output there.
 
     Args:
@@ -106,14 +108,15 @@ class Denoiser(nn.Module):
             base, inputs, outer = _scaled(u, (data / total) ** 2), _scaled(u, 1 / total), sigma * data / total
         estimate = within_support(base + _scaled(self._network(inputs, operator.mask, sigma), outer), operator)
         if self.preconditioning == "consistent":
-            estimate = estimate + ridge_inverse(u - operator.normal(estimate), operator, ratio, self.iterations)
+            left = u - operator.normal(estimate)
+            estimate = estimate + ridge_inverse(left, operator, ratio.clamp_min(_LEAST_RATIO), self.iterations)
         return within_support(estimate, operator)
 
     def _network(self, image: Tensor, mask: Tensor, sigma: Tensor) -> Tensor:
         channels = to_channels(image) if image.is_complex() else image[:, None]
         plane = mask.to(channels.dtype).reshape(-1, 1, *mask.shape[-2:]).expand(image.shape[0], 1, *image.shape[-2:])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
-            out = self.network(torch.cat([channels, plane], dim=1), sigma.log() / 4).float()
+            out = self.network(torch.cat([channels, plane], dim=1), sigma.log() / 4).to(channels.dtype)
         return from_channels(out) if image.is_complex() else out[:, 0]
 
 

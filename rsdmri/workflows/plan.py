@@ -38,8 +38,17 @@ def open_slices(config: Config, source: Location) -> TrainingSlices:
     disk = SliceCache(Path(data.cache_dir).expanduser(), data.cache_dir_gb * 1e9) if data.cache_dir else None
     with progress("Opening scans", total=len(chosen)) as bar:
         return TrainingSlices(
-            chosen, mask_law(config), data.cache_gb * 1e9, disk=disk, workers=data.workers, advance=bar.advance
+            chosen,
+            mask_law(config),
+            data.cache_gb * 1e9,
+            disk=disk,
+            workers=data.workers,
+            ambient=config.trains_on_kspace,
+            advance=bar.advance,
         )
+
+
+_TELLING = {"inpainting": ("keep", "further_keep"), "blur": ("blur",), "super-resolution": ("factor",)}
 
 
 @dataclass(frozen=True)
@@ -70,14 +79,18 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
         f"data: {source}: {scans} scans, {len(slices)} slices, matrix {ref.file.y} x {ref.file.x}, "
         f"{ref.file.coils} coils",
         f"acceleration: nominal {nominal:g}, achieved {np.mean(achieved):.2f} (from {min(achieved):.2f} to "
-        f"{max(achieved):.2f}); ACS {min(masks.acs_lines(r.mask) for r in slices.slices)} lines; masks: {family}; "
-        f"the further mask drops {drop}",
+        f"{max(achieved):.2f}); ACS {min(masks.acs_lines(r.mask) for r in slices.slices)} lines; masks: {family}"
+        + (f"; the further mask drops {drop}" if config.trains_on_kspace else ""),
         f"coverage: each line acquired in {int(counts.min())} to {int(counts.max())} of {len(slices)} slices; "
         f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
         f"objective: {config.objective}; network: {parameter_count(unet):,} parameters, {config.preconditioning} "
         f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}",
     ]
+    if config.corruption.kind != "fourier":
+        kind = config.corruption.kind
+        settings = config.corruption.model_dump(include={"noise", *_TELLING.get(kind, ())})
+        lines.insert(-1, ", ".join([f"corruption: {kind}", *(f"{key} {value:g}" for key, value in settings.items())]))
     return Plan(lines, drop, parameter_count(unet), memory / 1e9)
 
 

@@ -244,10 +244,15 @@ def check_arguments(method: str, samples: int) -> None:
 
 
 def chosen_prior(prior: Prior | str | os.PathLike[str] | None, device: str) -> Prior:
-    """The prior itself, or the one in that folder, or the newest finished one."""
-    if isinstance(prior, Prior):
-        return prior
-    return load_prior(newest_prior() if prior is None else Path(prior), device)
+    """The prior itself, or the one in that folder, or the newest finished one; `InputError` for one without coils."""
+    found = prior if isinstance(prior, Prior) else load_prior(newest_prior() if prior is None else Path(prior), device)
+    if found.bank.maps is None:
+        raise InputError(
+            f"--prior: trained on images without coil maps ({found.config.objective}, {found.config.corruption.kind}), "
+            "it can be sampled but reconstructs no k-space; give one of teacher.objective ambient or fourier-ambient, "
+            "or --method l1-wavelet"
+        )
+    return found
 
 
 def _mask_law(scan: Scan, acceleration: float, family: str, center_fraction: float | None, seed: int) -> MaskLaw:

@@ -13,6 +13,8 @@ from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import name_of
 from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.diffusion.batch import Batch
+from rsdmri.diffusion.objectives import DEEPEST
+from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
 from rsdmri.physics.corruptions import Corruption, Inpainting
@@ -32,6 +34,9 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of slices."""
 
+    def prepare(self, advance: Callable[[], None]) -> None:
+        """Do once what all steps share; ``advance`` after each slice."""
+
     def sigma_data(self) -> float:
         """Standard deviation of the images per real channel."""
 
@@ -42,23 +47,57 @@ class Source(Protocol):
         """Acquisitions that samples of the prior are conditioned on."""
 
 
+def check_objective(config: Config) -> None:
+    """Raise `InputError` where settings contradict the objective."""
+    kind, objective, noise = config.corruption.kind, config.objective, config.corruption.noise
+    if _needs_complete(config) and config.acquisition.acceleration > 1:
+        raise _incomplete(config, f"acquisition.acceleration is {config.acquisition.acceleration:g}")
+    if kind == "fourier" and noise > 0:
+        raise InputError("corruption.noise acts on images; set simulate.noise, or another corruption.kind")
+    if kind != "fourier" and objective == "ambient-tweedie" and noise == 0:
+        raise InputError("teacher.objective ambient-tweedie needs corruption.noise above 0; set it, or use edm")
+    if config.teacher.images != "adjoint" and (kind != "fourier" or objective != "edm"):
+        raise InputError(f"teacher.images {config.teacher.images} is for teacher.objective edm on k-space; set that")
+    if config.teacher.consistency > 0 and not _knows_noise(config):
+        raise InputError(
+            f"teacher.consistency needs measurements with known noise, which {objective} does not know here; use "
+            "teacher.objective fourier-ambient or ambient-tweedie, set corruption.noise, or leave it at 0"
+        )
+
+
 def open_source(config: Config, slices: TrainingSlices, device: torch.device) -> Source:
     """The source that the objective and the corruption ask for.
 
     Errors:
         InputError: they need complete k-space, and some slices have not.
     """
-    kind, objective = config.corruption.kind, config.objective
-    if kind == "fourier" and objective in ("ambient", "fourier-ambient"):
+    if config.trains_on_kspace:
         return KspaceSource(config, slices, device)
-    complete = kind != "fourier" or objective == "ambient-tweedie"
-    if complete and not all(bool(ref.mask.all()) for ref in slices.slices):
-        what = f"corruption.kind {kind}" if kind != "fourier" else f"teacher.objective {objective}"
-        cure = "" if kind != "fourier" else ", or teacher.objective=fourier-ambient for undersampled noisy k-space"
-        raise InputError(f"{what} needs fully sampled scans; give such scans with --acceleration 1{cure}")
-    if kind != "fourier":
-        return ImageSource(config, slices, device, CorruptedMagnitude(config, slices))
-    return ImageSource(config, slices, device, ImagesOfKspace(config, slices))
+    if config.corruption.kind == "fourier":
+        whole = all(bool(ref.mask.all()) for ref in slices.slices)
+    else:  # k-space that was never measured is no part of the image
+        whole = all(bool((ref.mask | torch.as_tensor(ref.file.absent)).all()) for ref in slices.slices)
+    if _needs_complete(config) and not whole:
+        raise _incomplete(config, "some scans have lines that were not acquired")
+    measure = ImagesOfKspace if config.corruption.kind == "fourier" else CorruptedMagnitude
+    return ImageSource(config, slices, device, measure(config, slices))
+
+
+def _needs_complete(config: Config) -> bool:
+    return config.corruption.kind != "fourier" or config.objective == "ambient-tweedie"
+
+
+def _incomplete(config: Config, found: str) -> InputError:
+    kind, objective = config.corruption.kind, config.objective
+    what = f"corruption.kind {kind}" if kind != "fourier" else f"teacher.objective {objective}"
+    cure = "" if kind != "fourier" else ", or teacher.objective=fourier-ambient for undersampled noisy k-space"
+    return InputError(f"{what} needs fully sampled scans, but {found}; give such scans with --acceleration 1{cure}")
+
+
+def _knows_noise(config: Config) -> bool:
+    if config.corruption.kind == "fourier":
+        return config.objective in ("fourier-ambient", "ambient-tweedie")
+    return config.objective != "edm" and config.corruption.noise > 0
 
 
 class KspaceSource:
@@ -76,6 +115,10 @@ class KspaceSource:
 
     def __len__(self) -> int:
         return len(self.slices)
+
+    def prepare(self, advance: Callable[[], None]) -> None:
+        """Prepare the slices."""
+        self.slices.prepare(advance)
 
     def sigma_data(self) -> float:
         """Standard deviation of the images per real channel."""
@@ -103,6 +146,7 @@ class KspaceSource:
         mask = torch.stack([p.mask.reshape(-1, p.mask.shape[-1]) for p in prepared]).to(self.device)
         maps = torch.stack([p.maps for p in prepared]).to(self.device)
         level = sorted(p.sigma_y for p in prepared)[len(prepared) // 2] / math.sqrt(2) if self._noisy else 0.0
+        level *= taught_below(self.config)
         return Acquisitions(maps, mask, drop, sigma_y=level, coil_noise=self._noisy)
 
 
@@ -118,6 +162,9 @@ class Measured:
 class ImagesOfKspace:
     """Images of prepared k-space, taken for what was measured: A^H y, or the L1-wavelet reconstruction.
 
+    Where no coil sees anything A^H y is 0, without noise. Where noise is part of the objective, noise from a stored
+    seed makes it white there too.
+
     Args:
         config: settings.
         slices: prepared training data.
@@ -131,11 +178,14 @@ class ImagesOfKspace:
 
     def __call__(self, item: int) -> Measured:
         """Image of slice ``item``."""
-        prepared = self.slices[item]
-        noisy = self.config.objective == "ambient-tweedie"
-        image = self._image(item, prepared)
+        prepared, ref = self.slices[item], self.slices.slices[item]
+        image, level = self._image(item, prepared), prepared.sigma_y / math.sqrt(2)
         mask = torch.ones(image.shape, dtype=torch.bool)
-        return Measured(image, mask, prepared.sigma_y / math.sqrt(2) if noisy else 0.0)
+        if self.config.objective != "ambient-tweedie":
+            return Measured(image, mask, 0.0)
+        generator = torch_generator("background", self.config.seed, name_of(ref.path), ref.index)
+        noise = level * unit_noise(image, generator)
+        return Measured(torch.where((prepared.maps != 0).any(dim=0), image, noise), mask, level)
 
     def _image(self, item: int, prepared: PreparedSlice) -> Tensor:
         operator = sense(prepared.maps[None], prepared.mask.reshape(1, -1, prepared.mask.shape[-1]))
@@ -166,9 +216,7 @@ class CorruptedMagnitude:
 
     def __call__(self, item: int) -> Measured:
         """Corrupted magnitude of slice ``item``."""
-        prepared, ref, settings = self.slices[item], self.slices.slices[item], self.config.corruption
-        every = torch.ones_like(prepared.mask)
-        image = sense(prepared.maps, every).adjoint(prepared.kspace).abs()
+        ref, settings, image = self.slices.slices[item], self.config.corruption, self.clean(item)
         generator = torch_generator("corruption", self.config.seed, name_of(ref.path), ref.index)
         corruption = corruption_of(settings, tuple(image.shape), generator)
         measured = corruption.measure(image, generator)
@@ -176,6 +224,11 @@ class CorruptedMagnitude:
         if isinstance(corruption.operator, Inpainting) and self.config.objective == "ambient":
             mask = corruption.operator.mask
         return Measured(measured, mask, 0.0 if self.config.objective == "edm" else settings.noise)
+
+    def clean(self, item: int) -> Tensor:
+        """Magnitude (y, x) of slice ``item`` before its corruption."""
+        prepared = self.slices[item]
+        return sense(prepared.maps, torch.ones_like(prepared.mask)).adjoint(prepared.kspace).abs()
 
 
 def corruption_of(settings: CorruptionConfig, shape: tuple[int, ...], generator: torch.Generator) -> Corruption:
@@ -208,10 +261,11 @@ class ImageSource:
         return len(self.slices)
 
     def prepare(self, advance: Callable[[], None]) -> None:
-        """Measure all images once, which finds what is wrong with them; ``advance`` after each."""
-        for item in range(len(self)):
+        """Prepare the slices, then measure those that are kept, and one of each size: finds what does not fit."""
+        self.slices.prepare(advance)
+        everything = self.config.teacher.images == "l1-wavelet"
+        for item in range(len(self)) if everything else [group[0] for group in self.slices.buckets.values()]:
             self.measure(item)
-            advance()
 
     def sigma_data(self, most: int = 256) -> float:
         """Standard deviation of the images per real channel, from measured pixels less their noise."""
@@ -239,9 +293,14 @@ class ImageSource:
         chosen = sorted(numpy_generator(self.config.seed, "bank").choice(group, count, replace=False).tolist())
         found = [self.measure(item) for item in chosen]
         mask = torch.stack([m.mask for m in found]).to(self.device)
-        level = sorted(m.sigma_y for m in found)[len(found) // 2]
+        level = sorted(m.sigma_y for m in found)[len(found) // 2] * taught_below(self.config)
         factor = self.config.corruption.factor if self.config.corruption.kind == "super-resolution" else 1
         return Acquisitions(None, mask, 0, self.measure.keep, self.measure.real, level, factor=factor)
+
+
+def taught_below(config: Config) -> float:
+    """Share of the measurement noise down to which the denoiser is taught."""
+    return DEEPEST if config.teacher.consistency > 0 else 1.0
 
 
 def drawn_items(config: Config, slices: TrainingSlices, count: int, *key: object) -> list[int]:

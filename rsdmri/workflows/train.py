@@ -16,7 +16,7 @@ from rsdmri.progress import progress
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
 from rsdmri.workflows.run_folder import RunFolder
-from rsdmri.workflows.sources import open_source
+from rsdmri.workflows.sources import Source, check_objective, open_source
 from rsdmri.workflows.trainer import Budget, Say, StageName, Trainer
 
 
@@ -45,6 +45,7 @@ def train(
     prepare_process()
     target = select_device(device)
     if dry_run and not config.data.path:
+        _check_before(config, out, stage)
         return _dry_run_simulated(config, out, say)
     folder = None if dry_run else RunFolder(out)
     with folder.lock() if folder is not None else _nothing():
@@ -53,14 +54,14 @@ def train(
         try:
             _check_before(config, out, stage)
             slices, plan, words = _open(config, out, say)
+            source = open_source(_recorded(config), slices, target)
             if folder is None:
                 return out
-            _prepare(slices)
+            _prepare(source)
         except InputError:
             if folder is not None:
                 folder.give_up()
             raise
-        source = open_source(_recorded(config), slices, target)
         trainer = Trainer(_recorded(config), folder, source, plan, target, words, say)
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
         trainer.run(stage, split_budget(left, config.teacher.share, stage))
@@ -94,9 +95,9 @@ def _recorded(config: Config) -> Config:
 
 def _check_before(config: Config, out: Path, stage: StageName) -> None:
     """Refuse at once what would otherwise fail after minutes of simulating and preparing."""
-    law = mask_law(config)
+    check_objective(config)
     if not config.data.path:
-        law.check(config.simulate.size, config.simulate.coils)
+        mask_law(config).check(config.simulate.size, config.simulate.coils, ambient=config.trains_on_kspace)
     if stage == "prior" and not (out / "teacher" / "config.json").is_file():
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 
@@ -125,9 +126,9 @@ def simulate_into(config: Config, folder: Path) -> Path:
         return write_simulated(folder, **settings.model_dump(), progress=lambda *_: bar.advance())
 
 
-def _prepare(slices: TrainingSlices) -> None:
-    with progress("Preparing coil maps", total=len(slices)) as bar:
-        slices.prepare(bar.advance)
+def _prepare(source: Source) -> None:
+    with progress("Preparing coil maps", total=len(source)) as bar:
+        source.prepare(bar.advance)
 
 
 def _dry_run_simulated(config: Config, out: Path, say: Say) -> Path:

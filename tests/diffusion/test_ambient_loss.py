@@ -9,6 +9,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from exact_loss import Linear, distance, minimiser
 from references import conditional_gain, random_covariance, random_maps, sense_matrix
 from torch import Tensor, nn
 
@@ -23,19 +24,6 @@ from rsdmri.runtime import numpy_generator, torch_generator
 HEIGHT, WIDTH, PIXELS = 4, 6, 24
 ACS = {2, 3}
 FORMS = ["published", "operator"]
-
-
-class Linear(nn.Module):
-    """D(u) = L u, all that a denoiser can be for one M~ and one level."""
-
-    def __init__(self, gain: Tensor, form: str, sigma_data: float = 0.6):
-        super().__init__()
-        self.gain = nn.Parameter(gain.clone())
-        self.preconditioning = form
-        self.sigma_data = torch.tensor(sigma_data, dtype=torch.float64)
-
-    def forward(self, u: Tensor, operator: Sense, sigma: Tensor) -> Tensor:
-        return (u.reshape(-1, PIXELS) @ self.gain.T).reshape(u.shape)
 
 
 class Problem:
@@ -81,37 +69,16 @@ class Problem:
         self.loss(denoiser).backward()
         return denoiser.gain.grad
 
-    def fit(self, iterations: int = 300) -> Tensor:
-        """Least squares from 0 by conjugate gradients on the gradient, which is affine; u is whitened before L."""
-        whiten = torch.as_tensor(self._inverse_root())
-        white = torch.zeros(PIXELS, PIXELS, dtype=torch.complex128)
-        offset = self.gradient(white) @ whiten.mH
-        residual = direction = -offset
-        energy = start = float((residual.abs() ** 2).sum())
-        for _ in range(iterations):
-            image = self.gradient(direction @ whiten) @ whiten.mH - offset
-            step = energy / float((direction.conj() * image).sum().real)
-            white, residual = white + step * direction, residual - step * image
-            energy, before = float((residual.abs() ** 2).sum()), energy
-            if energy < 1e-22 * start:
-                break
-            direction = residual + energy / before * direction
-        return white @ whiten
+    def fit(self) -> Tensor:
+        return minimiser(self.gradient, self._law())
 
     def _law(self) -> np.ndarray:
         """Covariance of u."""
         return self.normal @ (self.covariance + self.sigma**2 * np.eye(PIXELS)) @ self.normal
 
-    def _inverse_root(self) -> np.ndarray:
-        values, vectors = np.linalg.eigh(self._law())
-        seen = values > 1e-9 * values[-1]
-        return (vectors[:, seen] / np.sqrt(values[seen])) @ vectors[:, seen].conj().T
-
     def distance(self, gain: Tensor) -> float:
-        """Root-mean-square difference from E[x | u, M~] over the law of u, relative to that of E[x | u, M~]."""
-        law = self._law()
-        away, best = (gain - self.best).numpy(), self.best.numpy()
-        return float(np.sqrt(np.trace(away @ law @ away.conj().T).real / np.trace(best @ law @ best.conj().T).real))
+        """From E[x | u, M~], see `exact_loss.distance`."""
+        return distance(gain, self.best, self._law())
 
 
 def mask_of(lines: set[int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rsdmri.diffusion.denoiser import Denoiser, GaussianDenoiser, ridge_inverse
 from rsdmri.diffusion.unet import UNet
-from rsdmri.physics.sense import sense
+from rsdmri.physics.sense import Sampling, sense
 from rsdmri.runtime import numpy_generator, torch_generator
 
 
@@ -185,3 +185,96 @@ def test_gaussian_denoiser_minimises_the_error():
     cross = error.T @ u.reshape(n, 16).numpy().conj() / n
     size = np.sqrt((np.abs(error) ** 2).mean(0)[:, None] * (np.abs(u.reshape(n, 16).numpy()) ** 2).mean(0))
     assert np.abs(cross / size).max() < 5 / math.sqrt(n)
+
+
+class Given(nn.Module):
+    """Network whose output is a parameter, (batch, channel, y, x)."""
+
+    def __init__(self, output: Tensor):
+        super().__init__()
+        self.output = nn.Parameter(output)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return self.output
+
+
+ACQUISITIONS = {
+    "coils": lambda: multi_coil(3, 2, 4, 5),
+    "pixels": lambda: Sampling(torch.rand(3, 4, 5, generator=torch_generator("pixels")) < 0.5, (3, 4, 5)),
+    "everything": lambda: Sampling(torch.ones(3, 4, 5, dtype=torch.bool), (3, 4, 5)),
+}
+LEVELS = torch.tensor([0.002, 0.3, 20.0], dtype=torch.float64)
+
+
+def given(form: str, kind: torch.dtype, iterations: int = 6) -> Denoiser:
+    shape = (3, 2, 4, 5) if kind.is_complex else (3, 1, 4, 5)
+    output = torch.randn(shape, dtype=torch.float64, generator=torch_generator("output"))
+    return Denoiser(Given(output), 0.6, form, iterations).double()
+
+
+def cases() -> list[tuple[str, torch.dtype]]:
+    double = torch.float64, torch.complex128
+    return [("coils", torch.complex128), *((name, kind) for name in ("pixels", "everything") for kind in double)]
+
+
+@pytest.mark.parametrize(("acquisition", "kind"), cases())
+@pytest.mark.parametrize("form", ["published", "operator", "consistent"])
+def test_any_estimate_can_be_reached(form, acquisition, kind):
+    """D is affine in the network's output, and onto: solved here for a target by dense algebra."""
+    operator, target = ACQUISITIONS[acquisition](), images(3, 4, 5, dtype=kind)
+    u = operator.normal(images(3, 4, 5, dtype=kind).flip(0))
+    denoiser = given(form, kind, iterations=60)
+    output = denoiser.network.output
+
+    def estimate() -> Tensor:
+        return denoiser(u, operator, LEVELS).detach()
+
+    with torch.no_grad():
+        output.zero_()
+        offset = estimate()
+        columns = torch.empty(3, 20, output[0].numel(), dtype=kind)
+        for k in range(output[0].numel()):
+            output.zero_()
+            output.view(3, -1)[:, k] = 1
+            columns[..., k] = (estimate() - offset).reshape(3, 20)
+        real = (lambda z: torch.cat([z.real, z.imag], dim=1)) if kind.is_complex else (lambda z: z)
+        wanted = real((target - offset).reshape(3, 20, 1))
+        output.copy_(torch.linalg.solve(real(columns), wanted).reshape(output.shape))
+    torch.testing.assert_close(estimate(), target, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("acquisition", "kind"), cases())
+@pytest.mark.parametrize(("form", "iterations"), [("published", 6), ("operator", 6), ("consistent", 60)])
+def test_gradient_of_the_network_is_that_of_finite_differences(form, iterations, acquisition, kind):
+    operator, target = ACQUISITIONS[acquisition](), images(3, 4, 5, dtype=kind)
+    u = operator.normal(images(3, 4, 5, dtype=kind).flip(0))
+    denoiser = given(form, kind, iterations)
+
+    def energies() -> Tensor:
+        return (denoiser(u, operator, LEVELS) - target).abs().square().sum(dim=(-2, -1))
+
+    output = denoiser.network.output
+    (gradient,) = torch.autograd.grad(energies().sum(), output)
+    direction = torch.randn(output.shape, dtype=torch.float64, generator=torch_generator("direction"))
+    slope, size = (gradient * direction).sum(dim=(1, 2, 3)), 1e-4
+    with torch.no_grad():
+        output += size * direction
+        ahead = energies()
+        output -= 2 * size * direction
+        behind = energies()
+    torch.testing.assert_close((ahead - behind) / (2 * size), slope, rtol=1e-5, atol=1e-7)
+
+
+def test_few_iterations_of_the_consistent_form_keep_the_gradient():
+    """At small levels the ridge would need hundreds; the weight of the samples is bounded instead."""
+    operator, target = multi_coil(3, 4, 24, 24), images(3, 24, 24, dtype=torch.complex128)
+    u = operator.normal(target)
+    level = torch.tensor([0.002, 0.02, 0.2], dtype=torch.float64)
+    slopes = []
+    for iterations in (6, 200):
+        output = torch.randn(3, 2, 24, 24, dtype=torch.float64, generator=torch_generator("output"))
+        denoiser = Denoiser(Given(output), 0.6, "consistent", iterations).double()
+        energy = (denoiser(u, operator, level) - target).abs().square().sum()
+        slopes.append(torch.autograd.grad(energy, denoiser.network.output)[0].flatten(1))
+    errors = (slopes[0] - slopes[1]).norm(dim=1) / slopes[1].norm(dim=1)
+    assert float(errors.max()) < 0.1

@@ -95,6 +95,29 @@ def test_what_was_not_acquired_cannot_change_a_training(tmp_path, simulated, fin
     assert not torch.equal(moved["generator.network.conv_out.weight"], moved["denoiser.network.conv_out.weight"])
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["teacher.objective=fourier-ambient", "teacher.consistency=0.1"],
+        ["teacher.objective=edm"],
+        ["teacher.objective=edm", "teacher.images=l1-wavelet"],
+    ],
+    ids=["fourier-ambient", "zero-filled", "L1-EDM"],
+)
+def test_what_was_not_acquired_changes_no_other_objective(tmp_path, simulated, tiny_settings, overrides):
+    paths = {"clean": simulated, "poisoned": tmp_path / "poisoned", "louder": tmp_path / "louder"}
+    configs = {name: settings(tiny_settings, path, "steps=2", *overrides) for name, path in paths.items()}
+
+    def louder(block: np.ndarray, mask: np.ndarray) -> None:
+        block[..., np.flatnonzero(mask[0])[0]] *= 1.01
+
+    edited_copy(configs["clean"], simulated, paths["poisoned"], poison, garbage=True)
+    edited_copy(configs["clean"], simulated, paths["louder"], louder, garbage=False)
+    clean, poisoned, other = (weights(run(configs[n], tmp_path / f"run-{n}", "teacher") / "teacher") for n in paths)
+    assert different(clean, poisoned) == []
+    assert different(clean, other) != []
+
+
 def test_the_test_can_fail_one_acquired_line_changes_the_weights(tmp_path, simulated, finished_run, tiny_settings):
     def louder(block: np.ndarray, mask: np.ndarray) -> None:
         block[..., np.flatnonzero(mask[0])[0]] *= 1.01

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rsdmri import RESEARCH_ONLY
 from rsdmri.errors import InputError
-from rsdmri.report.figures import image_grid, kspace_figure, loss_figure, reconstruction_figure
+from rsdmri.report.figures import curves_figure, image_grid, kspace_figure, loss_figure, reconstruction_figure
 from rsdmri.report.png import png_bytes, save_image_png, save_png
 from rsdmri.runtime import numpy_generator
 
@@ -44,10 +44,11 @@ def all_figures():
         "captions": reconstruction_figure(None, methods, captions={"zero-filled": "0 evaluations"}),
         "kspace": kspace_figure(images(3), mask, np.arange(32) < 2, heading="k-space"),
         "loss": loss_figure(rows(), heading="Training"),
+        "curves": curves_figure(rows(), heading="Training"),
     }
 
 
-@pytest.mark.parametrize("name", ["grid", "retrospective", "prospective", "captions", "kspace", "loss"])
+@pytest.mark.parametrize("name", ["grid", "retrospective", "prospective", "captions", "kspace", "loss", "curves"])
 def test_no_text_overlaps_another_or_leaves_the_figure(name):
     figure = all_figures()[name]
     canvas = FigureCanvasAgg(figure)
@@ -156,6 +157,16 @@ def test_losses_are_drawn_by_stage_with_gaps_and_a_smooth_line():
     np.testing.assert_allclose(mean[:7], 1)
 
 
+def test_curves_have_a_panel_for_each_measure_that_a_stage_has():
+    sparse = [row | {"validation": 3.0} if row["step"] % 10 == 0 else row for row in rows()[:50]]
+    figure = curves_figure([*sparse, *rows()[50:]])
+    found = [(axes.get_ylabel(), axes.get_title(loc="left"), axes.get_yscale()) for axes in figure.axes]
+    assert found == [("loss", "teacher", "log"), ("rate", "", "linear"), ("loss", "prior", "linear")]
+    validation = figure.axes[0].lines[2]
+    assert list(validation.get_xdata()) == [0, 10, 20, 30, 40]  # one line, whatever lies between
+    assert list(validation.get_ydata()) == [3.0] * 5
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -166,6 +177,7 @@ def test_losses_are_drawn_by_stage_with_gaps_and_a_smooth_line():
         (lambda: kspace_figure(images(1), np.ones(5)), "does not fit"),
         (lambda: kspace_figure(np.ones(5), np.ones(5)), "expected"),
         (lambda: loss_figure([]), "no training metrics"),
+        (lambda: curves_figure([]), "no training metrics"),
     ],
 )
 def test_bad_input_is_refused(call, message):

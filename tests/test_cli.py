@@ -22,6 +22,7 @@ COMMANDS = (
     "simulate",
     "index",
     "train",
+    "average",
     "sample",
     "reconstruct",
     "evaluate",
@@ -271,6 +272,7 @@ OPTIONS = {
               "--licence": None, "--salt": None, "--strict": None, "--seed": 0, "--trust": None},
     "train": {"--data": None, "--acceleration": 4, "--stage": "all", "--recipe": None, "--set": None,
               "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
+    "average": {"--out": None, "--sigma-rel": None, "--stage": "all", "--data": None, "--device": "auto"},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--steps": 18, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
                     "--format": "h5,png", "--force": None, "--dicom-source": None, "--trust": None},
@@ -288,6 +290,7 @@ OPTIONS = {
     [
         ("simulate", ["mixed", "T1w", "T2w", "PDw", "FLAIR"]),
         ("train", ["all", "teacher", "prior"]),
+        ("average", ["all", "teacher", "prior"]),
         ("reconstruct", ["rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
     ],
 )

@@ -18,6 +18,7 @@ from rsdmri.workflows.trainer import Say
 
 IMAGES, HEUN_STEPS = 16, 6
 TIMES, SHARE = 10, 0.03  # grids of a stage, and the share of its time that they may take
+_WORK = 100  # of a grid, before one was timed: about as many images of a training step, and a second for figures
 
 
 class Grids:
@@ -40,11 +41,13 @@ class Grids:
         self._bank, self._acquisitions = bank, cast(Acquisitions | None, None)
         self._begun = self._done = 0.0
         self._spent = self._cost = 0.0
+        self._batch = 1
         self._failed = False
 
     def start(self, stage: Stage, report: StepReport) -> None:
         """Remove grids of steps that a resumed run takes again."""
         self._begun, self._done, self._spent, self._cost = report.elapsed, report.progress, 0.0, 0.0
+        self._batch = stage.batch
         for path in self.folder.samples.glob(f"{stage.name}-????????.png"):
             if int(path.stem[-8:]) > report.step:
                 path.unlink()
@@ -73,7 +76,7 @@ class Grids:
         if self.every:
             return report.step % self.every == 0
         passed = int(TIMES * report.progress) > int(TIMES * self._done)
-        guess = self._cost or 1 + 8 * report.elapsed / report.step  # a grid is some steps' work, and two figures
+        guess = self._cost or 1 + _WORK / self._batch * report.elapsed / report.step
         return passed and self._spent + guess <= SHARE * (report.elapsed - self._begun)
 
     def _draw(self, stage: Stage, step: int) -> None:

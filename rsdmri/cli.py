@@ -208,6 +208,24 @@ def assess(
 
 
 @app.command()
+def average(
+    run: Annotated[Path, typer.Argument(help="run folder with a finished stage")],
+    out: Annotated[Path, typer.Option(help="folder to write the prior to")],
+    sigma_rel: Annotated[
+        float | None, typer.Option(help="length over the training time, such as 0.08 [best of several on split val]")
+    ] = None,
+    stage: Annotated[StageChoice, typer.Option(help="which; all: the last finished one")] = StageChoice.all,
+    data: Annotated[str | None, typer.Option(help="scans to validate on, path or URI [the run's own]")] = None,
+    device: Device = "auto",
+) -> None:
+    """Average a finished run's weights over another length. Writes a prior; nothing is trained again."""
+    from rsdmri.workflows.average import average as run_average
+
+    where = None if data is None else _absolute(data)
+    run_average(run, out, sigma_rel=sigma_rel, stage=stage.value, data=where, device=device, say=typer.echo)
+
+
+@app.command()
 def sample(
     prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="number of images")] = 16,

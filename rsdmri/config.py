@@ -101,7 +101,12 @@ class TeacherConfig(Section):
     warmup: int = Field(100, ge=0, description="steps of linear warm-up")
     decay_from: float = Field(0.7, ge=0, le=1, description="share of the run after which the rate falls to 2 %")
     clip: float = Field(1.0, gt=0, description="gradient norm")
-    ema_images: float = Field(50_000, ge=0, description="half-life of the average, at most 5 % of the images so far")
+    average: Literal["exponential", "power"] = Field(
+        "exponential", description="what becomes the teacher; power: the power-function average of sigma_rel 0.10"
+    )
+    ema_images: float = Field(
+        50_000, ge=0, description="half-life of the exponential average, at most 5 % of the images so far"
+    )
     sigma_mean: float = -1.2
     sigma_std: float = Field(1.2, gt=0)
     share: float = Field(0.55, gt=0, lt=1, description="share of the time budget that the teacher gets")
@@ -125,7 +130,17 @@ class PriorConfig(Section):
     loss_scale: float = Field(100.0, gt=0)
     clip: float = Field(1.0, gt=0, description="gradient norm of the fake score")
     decay_from: float = Field(0.8, ge=0, le=1)
+    average: Literal["exponential", "power"] = "exponential"
     ema_images: float = Field(20_000, ge=0)
+
+
+class LoggingConfig(Section):
+    """What a run shows of itself beside ``metrics.jsonl``; changes nothing that is trained."""
+
+    tensorboard: Literal["auto", "on", "off"] = Field("auto", description="auto: where tensorboard is installed")
+    grid_every: int | None = Field(
+        None, ge=0, description="steps between grids of samples; empty: ten a stage within 3 % of its time; 0: none"
+    )
 
 
 _OBJECTIVES = {
@@ -143,6 +158,8 @@ class Config(Section):
     seed: int = 0
     steps: int | None = Field(None, ge=1, description="optimiser steps of each stage, over the stages' own")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    snapshots: int = Field(16, ge=0, description="snapshots of the power-function averages kept of a stage; 0: none")
+    snapshots_gb: float = Field(4.0, ge=0, description="disk that they may take of a stage, in GB")
     workers: int = Field(0, ge=0, description="threads that each take a share of the batch on a CPU; 0: automatic")
     data: DataConfig = DataConfig()
     simulate: SimulateConfig = SimulateConfig()
@@ -151,6 +168,7 @@ class Config(Section):
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
     prior: PriorConfig = PriorConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:

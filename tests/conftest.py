@@ -19,6 +19,8 @@ TINY = (
     "prior.fake_learning_rate=1e-4",
     "workers=2",  # fixes how a batch is divided and how many threads each share gets
     "checkpoint_every=3",
+    "logging.tensorboard=off",
+    "logging.grid_every=0",
 )
 
 

@@ -99,6 +99,8 @@ FLOORS = {
     "rsdmri.data.sandbox": 5,
     "rsdmri.training.checkpoint": 4,
     "rsdmri.training.ema": 4,
+    "rsdmri.training.snapshots": 4,
+    "rsdmri.training.post_hoc": 4,
     "rsdmri.training.shards": 4,
     "rsdmri.training.degraded": 4,
     "rsdmri.training.stage": 4,
@@ -135,6 +137,7 @@ WRAPPED = {
     "ismrmrd": set(),
     "twixtools": {"rsdmri.data.twix"},
     "fsspec": {"rsdmri.data.remote"},
+    "tensorboard": {"rsdmri.workflows.tensorboard"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "random", "torchvision"}
 

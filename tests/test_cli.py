@@ -22,6 +22,7 @@ COMMANDS = (
     "simulate",
     "index",
     "train",
+    "average",
     "sample",
     "reconstruct",
     "evaluate",
@@ -276,6 +277,7 @@ OPTIONS = {
               "--licence": None, "--salt": None, "--strict": None, "--seed": 0, "--trust": None},
     "train": {"--data": None, "--acceleration": 4, "--stage": "all", "--recipe": None, "--set": None,
               "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
+    "average": {"--out": None, "--sigma-rel": None, "--stage": "all", "--data": None, "--device": "auto"},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--sampler": "heun", "--steps": 18, "--churn": 0.0,
                "--states": None, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
@@ -295,6 +297,7 @@ OPTIONS = {
         ("simulate", ["mixed", "T1w", "T2w", "PDw", "FLAIR"]),
         ("train", ["all", "teacher", "prior"]),
         ("sample", ["heun", "euler", "dpmpp-2m"]),
+        ("average", ["all", "teacher", "prior"]),
         ("reconstruct", ["rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
     ],
 )

@@ -13,6 +13,7 @@ from rsdmri import __version__
 from rsdmri.cli import app
 from rsdmri.config import Config, load_config
 from rsdmri.data.manifest import COLUMNS, read_manifest
+from rsdmri.workflows.run_folder import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "data_manifests").is_dir(), reason="runs in a source checkout only")
@@ -66,3 +67,15 @@ def test_versions_agree():
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_training_page_names_what_a_run_holds_and_its_settings(finished_run):
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert all(f"`{key}`" in text for row in read_metrics(finished_run) for key in row)
+    for path in finished_run.iterdir():
+        assert f"`{path.name}" in text, path.name
+    for key in re.findall(r"`((?:teacher|prior|logging)\.\w+)`", text):
+        section, _, name = key.partition(".")
+        assert name in type(getattr(Config(), section)).model_fields
+    for command in re.findall(r"^rsdmri (average .*?)$", text, re.MULTILINE):
+        get_command(app).commands["average"].make_context("average", shlex.split(command, comments=True)[1:])

@@ -22,6 +22,7 @@ from rsdmri.metrics.image import nmse, ssim
 from rsdmri.report.png import common_window, magnitudes, save_image_png, save_png
 
 __all__ = [
+    "curves_figure",
     "image_grid",
     "kspace_figure",
     "loss_figure",
@@ -38,6 +39,7 @@ _INK, _QUIET = "#1a1a1a", "#5a5a5a"
 _HEAD, _TEXT, _SMALL = 10.0, 8.5, 7.5  # points
 _SKIPPED, _ABSENT = "#bcd7ee", "#f3d9c4"
 _DECADES = 4.5  # of k-space magnitude shown
+_LOGARITHMIC = ("loss", "gradient norm")
 
 
 class _Grid:
@@ -276,25 +278,64 @@ def loss_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = None
     A row holds ``step``, optionally ``stage``, and numbers of which those named ``loss`` or ``*_loss`` are drawn: each
     value thin, their moving mean thick, logarithmic where all are positive. Values that are not finite leave a gap.
     """
+    stages = _by_stage(rows)
+    down, across = math.ceil(len(stages) / 2), min(len(stages), 2)
+    grid = _Grid((down, across), (3.7 if across > 1 else 6.0, 2.7), above=[0.0] * down, heading=heading)
+    for i, (stage, values) in enumerate(stages.items()):
+        left, bottom, width, height = grid.box(*divmod(i, 2))
+        axes = grid.axes((left + 0.6, bottom + 0.45, width - 0.75, height - 0.75))
+        _curves_panel(axes, stage, values, _losses(values), "loss")
+    return grid.figure
+
+
+def curves_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = None) -> Figure:
+    """Curves of ``metrics.jsonl``, a column per stage: losses, gradient norm, rate, images per second.
+
+    Rows as of `loss_figure`, also with ``validation``, ``gradient``, ``rate`` and ``images_per_s`` where these were
+    logged; measures that no stage has are left out.
+    """
+    stages = _by_stage(rows)
+    named = {
+        "loss": [*_losses(rows), "validation"],
+        "gradient norm": ["gradient"],
+        "rate": ["rate"],
+        "images / s": ["images_per_s"],
+    }
+    present = {key for row in rows for key in row}
+    measures = {label: names for label, names in named.items() if present.intersection(names)}
+    down = len(measures)
+    grid = _Grid((down, len(stages)), (4.6, 1.9), above=[0.0] * down, heading=heading)
+    for column, (stage, values) in enumerate(stages.items()):
+        for row, (label, names) in enumerate(measures.items()):
+            own = [name for name in names if any(name in value for value in values)]
+            if own:
+                left, bottom, width, height = grid.box(row, column)
+                axes = grid.axes((left + 0.75, bottom + 0.42, width - 0.9, height - 0.72))
+                _curves_panel(axes, stage if row == 0 else "", values, own, label)
+                if label not in _LOGARITHMIC:
+                    axes.set_ylim(bottom=0)
+    return grid.figure
+
+
+def _by_stage(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         stages.setdefault(str(row.get("stage", "training")), []).append(row)
     if not stages:
         raise InputError("rows: no training metrics to draw; the run has not logged a step yet")
-    down, across = math.ceil(len(stages) / 2), min(len(stages), 2)
-    grid = _Grid((down, across), (3.7 if across > 1 else 6.0, 2.7), above=[0.0] * down, heading=heading)
-    for i, (stage, values) in enumerate(stages.items()):
-        left, bottom, width, height = grid.box(*divmod(i, 2))
-        _loss_panel(grid.axes((left + 0.6, bottom + 0.45, width - 0.75, height - 0.75)), stage, values)
-    return grid.figure
+    return stages
 
 
-def _loss_panel(axes: Axes, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = [n for n in dict.fromkeys(k for row in rows for k in row) if n == "loss" or n.endswith("_loss")]
-    steps = np.array([float(row["step"]) for row in rows])
-    positive = True
+def _losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [n for n in dict.fromkeys(k for row in rows for k in row) if n == "loss" or n.endswith("_loss")]
+
+
+def _curves_panel(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str], label: str) -> None:
+    positive = label in _LOGARITHMIC
     for name, colour in zip(names, COLOURS * len(names), strict=False):
-        numbers = (row.get(name) for row in rows)
+        own = [row for row in rows if name in row]
+        steps = np.array([float(row["step"]) for row in own])
+        numbers = (row[name] for row in own)
         y = np.array([v if isinstance(v, (int, float)) and math.isfinite(v) else math.nan for v in numbers])
         positive &= bool((y[~np.isnan(y)] > 0).all())
         axes.plot(steps, y, color=colour, linewidth=0.7, alpha=0.3)
@@ -304,9 +345,9 @@ def _loss_panel(axes: Axes, stage: str, rows: Sequence[Mapping[str, Any]]) -> No
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(stage, fontsize=_TEXT, fontweight="bold", loc="left", color=_INK)
+    axes.set_title(title, fontsize=_TEXT, fontweight="bold", loc="left", color=_INK)
     axes.set_xlabel("step", fontsize=_TEXT, color=_QUIET)
-    axes.set_ylabel("loss", fontsize=_TEXT, color=_QUIET)
+    axes.set_ylabel(label, fontsize=_TEXT, color=_QUIET)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.tick_params(which="both", labelsize=_SMALL, colors=_QUIET, length=2.5)
     axes.spines[["top", "right"]].set_visible(False)

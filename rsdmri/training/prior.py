@@ -17,7 +17,7 @@ from rsdmri.distillation.objectives import draw_level, generator_loss
 from rsdmri.physics.sense import Sampling
 from rsdmri.runtime import torch_generator
 from rsdmri.training.degraded import degradation, full_size
-from rsdmri.training.ema import average_decay, update_average
+from rsdmri.training.ema import Averages
 from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
     BatchSource,
@@ -60,7 +60,10 @@ class PriorStage:
         self.teacher = teacher.eval().requires_grad_(False)
         self.fake_score = copy.deepcopy(teacher).train().requires_grad_(True)
         self.generator = self._generator(copy.deepcopy(teacher)).train().requires_grad_(True)
-        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.averages = Averages(
+            self.generator, self.settings.average, self.batch, self.settings.ema_images, tracked=config.snapshots > 0
+        )
+        self.average = self.averages.result
         self._frozen_fake = _view(self.fake_score)
         self.batches, self.shards = batches, shards
         self._of_generator: list[Tensor] = list(self.generator.parameters())
@@ -94,8 +97,7 @@ class PriorStage:
         fake_rate = learning_rate(settings.fake_learning_rate, index, progress, 0, settings.decay_from)
         norm = apply_gradients(self.optimiser, self._of_generator, gradients[:count], rate, float("inf"))
         apply_gradients(self.fake_optimiser, self._of_fake, gradients[count:], fake_rate, settings.clip)
-        decay = average_decay(settings.batch, (index + 1) * settings.batch, settings.ema_images)
-        update_average(self.average, self.generator, decay)
+        self.averages.update(self.generator, index + 1)
         return {
             "loss": float(of_generator.mean()),
             "fake_loss": float(of_fake.mean()),
@@ -136,10 +138,10 @@ class PriorStage:
         return self.settings.loss_scale * found.loss + fake, found.loss, fake, found.gap, spread
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, average and moments of both networks."""
+        """Weights, averages and moments of both networks."""
         return {
             **prefixed("generator", self.generator),
-            **prefixed("average", self.average),
+            **self.averages.state(),
             **prefixed("fake_score", self.fake_score),
             **moments("adam", self.optimiser),
             **moments("fake_adam", self.fake_optimiser),
@@ -148,7 +150,7 @@ class PriorStage:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned."""
         load(self.generator, "generator", state)
-        load(self.average, "average", state)
+        self.averages.load_state(state)
         load(self.fake_score, "fake_score", state)
         load_moments("adam", self.optimiser, state)
         load_moments("fake_adam", self.fake_optimiser, state)

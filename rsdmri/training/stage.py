@@ -5,12 +5,13 @@ A stage owns its networks, averages and optimisers. Step ``i`` draws everything 
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rsdmri.diffusion.batch import Batch
+from rsdmri.training.ema import Averages
 
 BatchSource = Callable[..., Batch]
 Metrics = dict[str, float]
@@ -21,6 +22,7 @@ class Stage(Protocol):
 
     name: str
     batch: int
+    averages: Averages[Any]
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take optimiser step ``index``; ``progress`` in [0, 1] sets the learning rate."""

@@ -1,7 +1,5 @@
 """Phase I: the corruption-aware teacher, one optimiser step at a time."""
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -10,7 +8,7 @@ from rsdmri.diffusion.batch import Batch, NoiseDraw
 from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.objectives import consistency_loss, draw_consistency, draw_for, teacher_loss
 from rsdmri.runtime import torch_generator
-from rsdmri.training.ema import average_decay, update_average
+from rsdmri.training.ema import Averages
 from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
     BatchSource,
@@ -40,7 +38,10 @@ class TeacherStage:
         self.config, self.settings = config, config.teacher
         self.batch = self.settings.batch
         self.denoiser, self.batches, self.shards = denoiser.train(), batches, shards
-        self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.averages = Averages(
+            denoiser, self.settings.average, self.batch, self.settings.ema_images, tracked=config.snapshots > 0
+        )
+        self.average = self.averages.result
         self.parameters: list[Tensor] = list(denoiser.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=self.settings.learning_rate)
 
@@ -58,8 +59,7 @@ class TeacherStage:
         )
         rate = learning_rate(settings.learning_rate, index, progress, settings.warmup, settings.decay_from)
         norm = apply_gradients(self.optimiser, self.parameters, gradients, rate, settings.clip)
-        decay = average_decay(settings.batch, (index + 1) * settings.batch, settings.ema_images)
-        update_average(self.average, self.denoiser, decay)
+        self.averages.update(self.denoiser, index + 1)
         named = {"consistency": float(parts[0].mean())} if parts else {}
         return {"loss": float(total.mean()), **named, "gradient": norm, "rate": rate}
 
@@ -71,15 +71,15 @@ class TeacherStage:
         return loss + self.settings.consistency * consistency, consistency
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, average and moments."""
+        """Weights, averages and moments."""
         return {
             **prefixed("model", self.denoiser),
-            **prefixed("average", self.average),
+            **self.averages.state(),
             **moments("adam", self.optimiser),
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned."""
         load(self.denoiser, "model", state)
-        load(self.average, "average", state)
+        self.averages.load_state(state)
         load_moments("adam", self.optimiser, state)

@@ -21,6 +21,7 @@ _OPTIONAL = {
     "finufft": ("noncartesian", "radial, spiral and other trajectories"),
     "aiohttp": ("remote", "scans behind http(s) addresses"),
     "s3fs": ("remote", "scans in S3 stores"),
+    "tensorboard": ("tensorboard", "event files of a training"),
     "deepinv": ("deepinv", "its operators here and ours there"),
     "mrpro": ("mrpro", "its operators here and ours there"),
 }

@@ -1,6 +1,7 @@
 """A run's folder: configuration, metrics, checkpoints, and the lock that keeps two trainings apart.
 
-RUN/config.toml, RUN/metrics.jsonl, RUN/checkpoints/*.safetensors, RUN/teacher/, RUN/prior/.
+RUN/config.toml, RUN/metrics.jsonl, RUN/checkpoints/*.safetensors, RUN/teacher/, RUN/prior/; and from those that look on
+RUN/averages/*.safetensors, RUN/samples/*.png, RUN/curves.png, RUN/tensorboard/.
 """
 
 import json
@@ -20,6 +21,7 @@ from rsdmri.training.checkpoint import remove_orphans
 FREE = (
     *("steps", "teacher.steps", "prior.steps", "checkpoint_every", "workers", "teacher.share"),
     *("data.cache_gb", "data.cache_dir", "data.cache_dir_gb", "data.workers"),
+    *("snapshots_gb", "logging.tensorboard", "logging.grid_every"),
 )
 
 
@@ -37,6 +39,9 @@ class RunFolder:
         self._made = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
         self.path = output_directory(path)
         self.checkpoints = self.path / "checkpoints"
+        self.averages = self.path / "averages"
+        self.samples = self.path / "samples"
+        self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.jsonl"
         self._adopted = False
 

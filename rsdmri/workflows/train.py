@@ -14,9 +14,12 @@ from rsdmri.errors import InputError
 from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
 from rsdmri.runtime import prepare_process, select_device
+from rsdmri.workflows.grids import Grids
 from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
 from rsdmri.workflows.run_folder import RunFolder
+from rsdmri.workflows.snapshots import Snapshots
 from rsdmri.workflows.sources import Source, check_objective, open_source
+from rsdmri.workflows.tensorboard import TensorBoard, tensorboard_wanted
 from rsdmri.workflows.trainer import Budget, Say, StageName, Trainer
 
 
@@ -62,7 +65,13 @@ def train(
             if folder is not None:
                 folder.give_up()
             raise
-        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say)
+        observers = (
+            Snapshots(config, folder, say),
+            Grids(config, folder, lambda: source.bank(plan.drop), say),
+            TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
+        )
+        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say, observers)
+        say(f"to follow: {out}/metrics.jsonl, curves.png, samples/ (docs/training.md); tensorboard --logdir {out}")
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
         trainer.run(stage, split_budget(left, config.teacher.share, stage))
     return out
@@ -96,6 +105,7 @@ def _recorded(config: Config) -> Config:
 def _check_before(config: Config, out: Path, stage: StageName) -> None:
     """Refuse at once what would otherwise fail after minutes of simulating and preparing."""
     check_objective(config)
+    tensorboard_wanted(config)
     if not config.data.path:
         mask_law(config).check(config.simulate.size, config.simulate.coils, ambient=config.trains_on_kspace)
     if stage == "prior" and not (out / "teacher" / "config.json").is_file():

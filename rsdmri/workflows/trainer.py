@@ -1,6 +1,7 @@
 """Runs the stages of a training: steps, progress, logs, checkpoints, and the priors at the end."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ class Trainer:
 
     def _log(self, stage: Stage, report: StepReport, extra: dict[str, float]) -> None:
         row: dict[str, Any] = {"stage": stage.name, "step": report.step, "images": report.step * stage.batch}
-        row |= {"elapsed": round(report.elapsed, 3)} | report.metrics | extra
+        row |= {"time": round(time.time(), 3), "elapsed": round(report.elapsed, 3)} | report.metrics | extra
         self.folder.log(row)
         for observer in self.observers:
             observer.logged(stage, row)

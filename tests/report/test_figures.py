@@ -14,7 +14,14 @@ from PIL import Image
 
 from rsdmri import RESEARCH_ONLY
 from rsdmri.errors import InputError
-from rsdmri.report.figures import image_grid, kspace_figure, loss_figure, reconstruction_figure, states_figure
+from rsdmri.report.figures import (
+    curves_figure,
+    image_grid,
+    kspace_figure,
+    loss_figure,
+    reconstruction_figure,
+    states_figure,
+)
 from rsdmri.report.png import png_bytes, save_image_png, save_png
 from rsdmri.runtime import numpy_generator
 
@@ -47,10 +54,13 @@ def all_figures():
         "states": states_figure(
             images(36).reshape(3, 12, 40, 32), np.geomspace(80, 0.002, 12), images(3), heading="Heun, 12 steps"
         ),
+        "curves": curves_figure(rows(), heading="Training"),
     }
 
 
-@pytest.mark.parametrize("name", ["grid", "retrospective", "prospective", "captions", "kspace", "loss", "states"])
+@pytest.mark.parametrize(
+    "name", ["grid", "retrospective", "prospective", "captions", "kspace", "loss", "states", "curves"]
+)
 def test_no_text_overlaps_another_or_leaves_the_figure(name):
     figure = all_figures()[name]
     canvas = FigureCanvasAgg(figure)
@@ -173,6 +183,16 @@ def test_losses_are_drawn_by_stage_with_gaps_and_a_smooth_line():
     np.testing.assert_allclose(mean[:7], 1)
 
 
+def test_curves_have_a_panel_for_each_measure_that_a_stage_has():
+    sparse = [row | {"validation": 3.0} if row["step"] % 10 == 0 else row for row in rows()[:50]]
+    figure = curves_figure([*sparse, *rows()[50:]])
+    found = [(axes.get_ylabel(), axes.get_title(loc="left"), axes.get_yscale()) for axes in figure.axes]
+    assert found == [("loss", "teacher", "log"), ("rate", "", "linear"), ("loss", "prior", "linear")]
+    validation = figure.axes[0].lines[2]
+    assert list(validation.get_xdata()) == [0, 10, 20, 30, 40]  # one line, whatever lies between
+    assert list(validation.get_ydata()) == [3.0] * 5
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -185,6 +205,7 @@ def test_losses_are_drawn_by_stage_with_gaps_and_a_smooth_line():
         (lambda: loss_figure([]), "no training metrics"),
         (lambda: states_figure(images(6).reshape(2, 3, 40, 32), [3, 2], images(2)), "for 2 levels and samples"),
         (lambda: states_figure(images(6).reshape(2, 3, 40, 32), [3, 2, 1], images(3)), r"samples \(3, 40, 32\)"),
+        (lambda: curves_figure([]), "no training metrics"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -104,6 +104,7 @@ class TeacherConfig(Section):
     ema_images: float = Field(50_000, ge=0, description="half-life of the average, at most 5 % of the images so far")
     sigma_mean: float = -1.2
     sigma_std: float = Field(1.2, gt=0)
+    keep: Literal["last", "best"] = Field("last", description="weights of the end, or of the lowest validation loss")
     share: float = Field(0.55, gt=0, lt=1, description="share of the time budget that the teacher gets")
 
 

@@ -14,8 +14,10 @@ from rsdmri.errors import InputError
 from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
 from rsdmri.runtime import prepare_process, select_device
+from rsdmri.workflows.held_out import open_held_out
 from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
 from rsdmri.workflows.run_folder import RunFolder
+from rsdmri.workflows.signals import Interrupted, stop_on_signal
 from rsdmri.workflows.sources import open_source
 from rsdmri.workflows.trainer import Budget, Say, StageName, Trainer
 
@@ -28,6 +30,7 @@ def train(
     budget: float | None = None,
     device: str = "auto",
     dry_run: bool = False,
+    allow_changes: bool = False,
     say: Say = print,
 ) -> Path:
     """Train the teacher and the one-step prior into the run folder ``out`` and return it.
@@ -39,7 +42,13 @@ def train(
         budget: wall-clock seconds for everything; the schedule is fitted to it.
         device: ``auto``, or a torch device.
         dry_run: print the plan and stop.
+        allow_changes: go on with other settings than those of the run in ``out``, which is recorded there.
         say: where lines for the user go.
+
+    Errors:
+        InputError: what a user can mend; nothing that was trained is touched.
+        DiskFullError: the disk is full; the last checkpoint stays.
+        Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     started = time.monotonic()
     prepare_process()
@@ -47,23 +56,28 @@ def train(
     if dry_run and not config.data.path:
         return _dry_run_simulated(config, out, say)
     folder = None if dry_run else RunFolder(out)
-    with folder.lock() if folder is not None else _nothing():
+    with stop_on_signal() as stop, folder.lock() if folder is not None else _nothing():
         if folder is not None:
-            folder.adopt(_recorded(config))
+            folder.adopt(_recorded(config), allow_changes=allow_changes, say=say)
         try:
             _check_before(config, out, stage)
-            slices, plan, words = _open(config, out, say)
+            slices, location, plan, words = _open(config, out, say)
             if folder is None:
                 return out
             _prepare(slices)
-        except InputError:
+            held_out = open_held_out(_recorded(config), location, target, say)
+            source = open_source(_recorded(config), slices, target)
+        except (InputError, Interrupted):
             if folder is not None:
                 folder.give_up()
             raise
-        source = open_source(_recorded(config), slices, target)
-        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say)
+        folder.accept_changes(_recorded(config))
+        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say, held_out=held_out, stop=stop)
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
-        trainer.run(stage, split_budget(left, config.teacher.share, stage))
+        try:
+            trainer.run(stage, split_budget(left, config.teacher.share, stage))
+        finally:
+            slices.close()
     return out
 
 
@@ -101,7 +115,7 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 
 
-def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, str]:
+def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Location, Plan, str]:
     if config.data.path:
         words = config.data.path
         if is_uri(words):
@@ -115,7 +129,7 @@ def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, st
     plan = plan_training(config, slices, words)
     for line in plan.lines:
         say(line)
-    return slices, plan, words
+    return slices, source, plan, words
 
 
 def simulate_into(config: Config, folder: Path) -> Path:

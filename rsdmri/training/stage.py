@@ -86,7 +86,7 @@ def dropout_seeds(key: tuple[object, ...], batch: int) -> list[int]:
 
 def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> float:
     """Norm of the gradient of a loss ``(1,)``; inf where one of them is not finite."""
-    if not math.isfinite(float(loss)):
+    if not math.isfinite(float(loss.detach())):
         return math.inf
     gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
     norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients if g is not None])))

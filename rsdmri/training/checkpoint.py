@@ -128,7 +128,8 @@ def list_unlisted(folder: Path, warn: Warn = lambda line: None) -> None:
             meta = read_meta(path)
         except InputError:
             continue  # `latest_checkpoint` says what is wrong with it
-        manifest = _list(folder, manifest, path, int(meta["step"]), meta.get("validation"))
+        if isinstance(meta.get("step"), int):
+            manifest = _list(folder, manifest, path, meta["step"], meta.get("validation"))
 
 
 def note_validation(folder: Path, stage: str, validation: float) -> None:

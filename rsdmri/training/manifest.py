@@ -17,7 +17,7 @@ Warn = Callable[[str], None]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)  # what later versions add is passed over
 
 
 class Entry(_Part):
@@ -60,11 +60,15 @@ class RollBack(_Part):
 
 
 class Record(_Part):
-    """What is known of one stage: its generations, oldest first, the best of all, and its roll-backs in order."""
+    """What is known of one stage: its generations, oldest first, the best of all, and its roll-backs in order.
+
+    The first ``forgiven`` roll-backs were with other settings.
+    """
 
     generations: tuple[Entry, ...] = ()
     best: Entry | None = None
     roll_backs: tuple[RollBack, ...] = ()
+    forgiven: int = 0
 
 
 class Manifest(_Part):
@@ -82,6 +86,15 @@ class Manifest(_Part):
         changed = self.model_copy(update={"stages": {**self.stages, name: record}})
         write_text(folder / NAME, changed.model_dump_json(indent=1, exclude_none=True) + "\n")
         return changed
+
+
+def forgive(folder: Path) -> None:
+    """Note that the settings change: how often training went back with the old ones does not count any more."""
+    manifest = read_manifest(folder)
+    for name, record in manifest.stages.items():
+        if record.roll_backs:
+            update = {"forgiven": len(record.roll_backs)}
+            manifest = manifest.write(folder, name, record.model_copy(update=update))
 
 
 def read_manifest(folder: Path, warn: Warn = lambda line: None) -> Manifest:

@@ -132,8 +132,9 @@ class Keeper:
         name, folder = self.stage.name, self.folder.checkpoints
         saved = latest_checkpoint(folder, name, self._warn)
         step = 0 if saved is None else int(saved.meta["step"])
-        pending = outstanding(self.record.roll_backs, step)
-        if len(pending) >= ROLL_BACKS:
+        record = self.record
+        pending = outstanding(record.roll_backs, step)
+        if len(outstanding(record.roll_backs[record.forgiven :], step)) >= ROLL_BACKS:
             raise TrainingDivergedError(name, error.step, error.problem, f", after {ROLL_BACKS} roll-backs") from None
         self._load(saved)
         items = self._blamed(error.step - 1)

@@ -14,7 +14,7 @@ from rsdmri.config import Config, load_config
 from rsdmri.errors import InputError
 from rsdmri.files import append_text, output_directory, remove_orphans, write_text
 from rsdmri.training.checkpoint import list_unlisted
-from rsdmri.training.manifest import read_manifest
+from rsdmri.training.manifest import forgive, read_manifest
 from rsdmri.workflows.changes import Change, differences, shape_change
 from rsdmri.workflows.run_lock import lock_folder
 
@@ -91,6 +91,7 @@ class RunFolder:
         write_text(old, (self.path / "config.toml").read_text(encoding="utf-8"))
         changes = {change.key: [change.there, change.asked] for change in self._changes}
         self.log({"event": "settings changed", "steps": reached, "changes": changes, "kept": old.name})
+        forgive(self.checkpoints)
         write_text(self.path / "config.toml", config.to_toml())
         self._changes = []
 

@@ -171,6 +171,7 @@ class Trainer:
     def _validate(self, stage: Stage, keeper: Keeper, report: StepReport) -> dict[str, float]:
         """The validation loss and the step of the lowest one so far, for the log; a signal need not wait for it."""
         with self.stop.at_once():
+            self.source.slices.left_out = self._draws.left_out(max(0, report.step - 1))
             found = stage.validate()
         if found is None:
             return {}

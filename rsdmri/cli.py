@@ -165,12 +165,15 @@ def train(
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="seed of everything random [0]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="go on with other settings than the run began with; recorded")
+    ] = False,
 ) -> None:
     """Train a teacher and its one-step prior. The same command again goes on where it stopped."""
     from rsdmri.config import load_config
+    from rsdmri.workflows.signals import Interrupted
     from rsdmri.workflows.train import parse_duration
     from rsdmri.workflows.train import train as run
-    from rsdmri.workflows.trainer import Interrupted
 
     overrides = list(set_ or [])
     if acceleration is not None:
@@ -184,7 +187,16 @@ def train(
     seconds = None if budget is None else parse_duration(budget)
     target = out or Path("runs") / (name + (f"-seed{config.seed}" if config.seed else ""))
     try:
-        run(config, target, stage=stage.value, budget=seconds, device=device, dry_run=dry_run, say=typer.echo)
+        run(
+            config,
+            target,
+            stage=stage.value,
+            budget=seconds,
+            device=device,
+            dry_run=dry_run,
+            allow_changes=allow_changes,
+            say=typer.echo,
+        )
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise typer.Exit(0) from None
@@ -392,7 +404,7 @@ def demo(
 ) -> None:
     """Run the whole line on simulated scans. Ends with a report; at most 15 minutes on two cores."""
     from rsdmri.workflows.demo import demo as run
-    from rsdmri.workflows.trainer import Interrupted
+    from rsdmri.workflows.signals import Interrupted
 
     try:
         run(out, quick=quick, device=device, seed=seed, say=typer.echo)
@@ -402,12 +414,12 @@ def demo(
 
 
 def main() -> NoReturn:
-    """Entry point: one line on standard error and exit code 2 for bad input."""
+    """Entry point: one line on standard error, exit code 2 for bad input and 75 for a full disk."""
     try:
         app()
     except InputError as error:
         sys.stderr.write(f"rsdmri: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("rsdmri: stopped\n")
         sys.exit(130)

@@ -109,6 +109,7 @@ class TeacherConfig(Section):
     )
     sigma_mean: float = -1.2
     sigma_std: float = Field(1.2, gt=0)
+    keep: Literal["last", "best"] = Field("last", description="weights of the end, or of the lowest validation loss")
     share: float = Field(0.55, gt=0, lt=1, description="share of the time budget that the teacher gets")
 
 

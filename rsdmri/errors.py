@@ -5,5 +5,13 @@ class InputError(ValueError):
     """A file, option or value from outside that cannot be used.
 
     The message is one line: it names the file or option, says what is wrong and what to do about it.
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with ``exit_code``.
     """
+
+    exit_code = 2
+
+
+class DiskFullError(InputError):
+    """Nothing more can be written; the same command goes on once there is space."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h

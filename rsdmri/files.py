@@ -1,5 +1,6 @@
 """Writing files so that a crash never leaves half of one."""
 
+import errno
 import os
 import re
 import shutil
@@ -7,8 +8,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rsdmri.errors import InputError
+from rsdmri.errors import DiskFullError, InputError
 from rsdmri.privacy import pseudonymous
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # disk, largest file, quota
+
+
+def full_disk(error: BaseException) -> bool:
+    """Whether ``error`` says that the disk is full, or a quota or file size limit reached; libraries keep the words."""
+    return getattr(error, "errno", None) in _FULL or any(os.strerror(code) in str(error) for code in _FULL)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where the body fails on a full disk, raise `DiskFullError` that names ``path`` instead."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not full_disk(error):
+            raise
+        reason = " ".join(str(error).split())[-100:]
+        raise DiskFullError(
+            f"{path}: cannot be written, the disk is full ({reason}); free some space and run the same command again: "
+            "it goes on from what was saved before"
+        ) from None
 
 
 @contextmanager
@@ -17,15 +40,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     If the body raises, the temporary file is removed and ``path`` stays as it was. The temporary name keeps the
     suffix of ``path``, because writers choose a format by it.
+
+    Errors:
+        DiskFullError: the disk is full.
     """
     target = Path(path)
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, target)
-        _fsync_directory(target.parent)
+        with writing(target):
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, target)
+            _fsync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -69,14 +96,30 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append_text(path: str | os.PathLike[str], text: str) -> None:
+    """Append ``text`` (UTF-8) to ``path``; `DiskFullError` where the disk is full."""
+    with writing(path), open(path, "a", encoding="utf-8") as handle:
+        handle.write(text)
+
+
+def remove_orphans(folder: Path) -> None:
+    """Delete temporary files and folders that interrupted writers left in ``folder``."""
+    for orphan in folder.glob(".tmp-*"):
+        if orphan.is_dir() and not orphan.is_symlink():
+            shutil.rmtree(orphan, ignore_errors=True)
+        else:
+            orphan.unlink(missing_ok=True)
+
+
 def output_directory(path: str | os.PathLike[str]) -> Path:
     """Create ``path`` and make sure that files can be written there; `InputError` if not."""
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".tmp-{os.getpid()}-probe"
-        probe.touch()
-        probe.unlink()
+        with writing(directory):
+            probe.touch()
+            probe.unlink()
     except OSError as error:
         raise InputError(
             f"{directory}: the output folder cannot be written ({error.strerror}); choose another with --out"

@@ -31,6 +31,7 @@ FLOORS = {
     "rsdmri.physics.masks": 1,
     "rsdmri.physics.masks.*": 1,
     "rsdmri.diffusion.schedule": 1,
+    "rsdmri.diffusion.dropout": 1,
     "rsdmri.diffusion.unet": 1,
     "rsdmri.physics": 2,  # as high as what it passes on
     "rsdmri.physics.sense": 2,
@@ -97,6 +98,9 @@ FLOORS = {
     "rsdmri.data.header_check": 4,
     "rsdmri.data.child": 5,
     "rsdmri.data.sandbox": 5,
+    "rsdmri.training.manifest": 4,
+    "rsdmri.training.recovery": 4,
+    "rsdmri.training.validation": 4,
     "rsdmri.training.checkpoint": 4,
     "rsdmri.training.ema": 4,
     "rsdmri.training.snapshots": 4,

@@ -154,6 +154,7 @@ class TrainingSlices:
         if not entries:
             raise InputError("no scans to train on; check the manifest's split column or give another --data")
         self.law = law
+        self.left_out: frozenset[int] = frozenset()  # slices that are not drawn any more
         self.slices: list[SliceRef] = []
         self.buckets: OrderedDict[Shape, list[int]] = OrderedDict()
         self._files: dict[Location, list[int]] = {}
@@ -289,7 +290,7 @@ class TrainingSlices:
 
     def commonest(self) -> list[int]:
         """The largest group of slices that may share a batch."""
-        return max(self.buckets.values(), key=len)
+        return max(self._groups(), key=len)
 
     def further_drop(self, ref: SliceRef) -> int:
         """Lines (points of 2-D masks) that the further masks of ``ref`` and its like drop."""
@@ -308,10 +309,28 @@ class TrainingSlices:
     def draw_items(self, batch: int, *key: object) -> list[int]:
         """Slices of one batch, all of one shape, determined by ``key``; without repeats where there are enough."""
         rng = numpy_generator("batch", *key)
-        groups = list(self.buckets.values())
+        groups = self._groups()
         weights = np.array([len(group) for group in groups], dtype=float)
         group = groups[rng.choice(len(groups), p=weights / weights.sum())]
         return [group[i] for i in rng.choice(len(group), batch, replace=len(group) < batch)]
+
+    def _groups(self) -> list[list[int]]:
+        """Slices that may share a batch, together; those left out excepted.
+
+        Errors:
+            InputError: all are left out.
+        """
+        if not self.left_out:
+            return list(self.buckets.values())
+        groups = [[item for item in group if item not in self.left_out] for group in self.buckets.values()]
+        if not any(groups):
+            raise InputError("no slice is left to train on: training diverged on every one; check the scans")
+        return [group for group in groups if group]
+
+    def close(self) -> None:
+        """End the worker threads without waiting for what they have not begun."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def sigma_data(self, most: int = 256) -> float:
         """Standard deviation of the images per real channel, from acquired samples and sampling density.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from rsdmri.diffusion.dropout import Dropout
+
 
 def _groups(channels: int) -> int:
     return math.gcd(channels, max(1, channels // 8))
@@ -51,7 +53,7 @@ class ResidualBlock(nn.Module):
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
         self.norm_out = nn.GroupNorm(_groups(outputs), outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = Pointwise(inputs, outputs) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.conv_out.weight)
@@ -133,6 +135,8 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, outputs, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+        for number, layer in enumerate(module for module in self.modules() if isinstance(module, Dropout)):
+            layer.number = number
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

@@ -1,11 +1,10 @@
 """The training loop: one generator that yields after each optimiser step."""
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rsdmri.errors import InputError
+from rsdmri.training.recovery import Guard, TrainingDivergedError
 from rsdmri.training.stage import Metrics, Stage
 
 
@@ -33,23 +32,20 @@ class StepReport:
     metrics: Metrics
 
 
-class TrainingDivergedError(InputError):
-    """The loss is no longer a number."""
-
-
-def run_stage(stage: Stage, schedule: Schedule, step: int = 0, elapsed: float = 0.0) -> Iterator[StepReport]:
+def run_stage(
+    stage: Stage, schedule: Schedule, step: int = 0, elapsed: float = 0.0, guard: Guard | None = None
+) -> Iterator[StepReport]:
     """Take steps until the schedule is done, from ``step`` steps and ``elapsed`` seconds; yield after each.
 
     Errors:
-        TrainingDivergedError: a loss or gradient that is not finite; the step is not to be saved.
+        TrainingDivergedError: ``guard`` found something wrong with a step, which is not to be saved.
     """
+    guard = Guard() if guard is None else guard
     while (progress := schedule.progress(step, elapsed)) < 1:
         started = time.monotonic()
         metrics = stage.step(step, progress)
-        if not all(math.isfinite(value) for value in metrics.values()):
-            raise TrainingDivergedError(
-                f"{stage.name}: not a number at step {step + 1}; lower --set {stage.name}.learning_rate and run again "
-                "from the last checkpoint"
-            )
+        problem = guard.problem(metrics)
+        if problem is not None:
+            raise TrainingDivergedError(stage.name, step + 1, problem)
         step, elapsed = step + 1, elapsed + time.monotonic() - started
         yield StepReport(step, elapsed, schedule.progress(step, elapsed), metrics)

@@ -1,6 +1,8 @@
 """Phase II: distillation, one optimiser step of the generator and one of the fake score at a time."""
 
 import copy
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +12,7 @@ from rsdmri.config import Config
 from rsdmri.diffusion.acquisitions import coil_part
 from rsdmri.diffusion.batch import Batch, NoiseDraw, draw_noise
 from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.dropout import item_seeds
 from rsdmri.diffusion.objectives import image_loss
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.distillation.generator import Generator
@@ -23,12 +26,16 @@ from rsdmri.training.stage import (
     BatchSource,
     Metrics,
     apply_gradients,
+    dropout_seeds,
+    gradient_norm,
     learning_rate,
     load,
     load_moments,
     moments,
     prefixed,
+    step_key,
 )
+from rsdmri.training.validation import energy_distance, fixed_batches
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,22 @@ class PriorStage:
         teacher: the trained denoiser, frozen.
         batches: ``batches(count, *key)`` gives the batch of a key.
         shards: runs shares of a batch.
+        held_out: gives the batches that `validate` looks at.
     """
 
     name = "prior"
 
-    def __init__(self, config: Config, teacher: Denoiser, batches: BatchSource, shards: Shards):
+    def __init__(
+        self,
+        config: Config,
+        teacher: Denoiser,
+        batches: BatchSource,
+        shards: Shards,
+        held_out: BatchSource | None = None,
+    ):
         self.config, self.settings = config, config.prior
         self.batch = self.settings.batch
+        self.anew: Callable[[int], int] = lambda index: 0
         self.teacher = teacher.eval().requires_grad_(False)
         self.fake_score = copy.deepcopy(teacher).train().requires_grad_(True)
         self.generator = self._generator(copy.deepcopy(teacher)).train().requires_grad_(True)
@@ -65,7 +81,7 @@ class PriorStage:
         )
         self.average = self.averages.result
         self._frozen_fake = _view(self.fake_score)
-        self.batches, self.shards = batches, shards
+        self.batches, self.shards, self.held_out = batches, shards, held_out
         self._of_generator: list[Tensor] = list(self.generator.parameters())
         self._of_fake: list[Tensor] = list(self.fake_score.parameters())
         self.optimiser = torch.optim.Adam(self._of_generator, lr=self.settings.learning_rate, betas=(0.0, 0.999))
@@ -74,23 +90,16 @@ class PriorStage:
     def _generator(self, denoiser: Denoiser) -> Generator:
         return Generator(denoiser, self.settings.sigma_init, self.settings.mask_free)
 
+    def key(self, index: int) -> tuple[object, ...]:
+        """Key of everything random in step ``index``."""
+        return step_key(self.config.seed, self.name, index, self.anew(index))
+
     def step(self, index: int, progress: float) -> Metrics:
         """Take one step of the fake score and one of the generator, on the same generated images."""
-        settings, key = self.settings, (self.config.seed, "prior", index)
-        both = self.batches(2 * settings.batch, *key)  # one draw, so that all have the same size
-        batch, fresh = both[: settings.batch], both[settings.batch :]
-        generator = torch_generator(*key, device=batch.measured.device)
-        latent = self._latent(batch, generator)
-        measured = self.config.objective == "fourier-ambient"
-        level = draw_level(batch, generator, settings.t_max, measured=measured)
-        teacher_settings = self.config.teacher
-        draw = draw_noise(fresh, generator, teacher_settings.sigma_mean, teacher_settings.sigma_std, measured=measured)
-
-        def loss(share: slice) -> tuple[Tensor, ...]:
-            return self._losses(batch[share], fresh[share], latent[share], level[share], draw[share])
-
+        settings = self.settings
+        loss, size = self._drawn(index)
         parameters = self._of_generator + self._of_fake
-        gradients, values = self.shards.gradients(loss, parameters, len(batch))
+        gradients, values = self.shards.gradients(loss, parameters, size)
         _, of_generator, of_fake, gap, spread = values
         count = len(self._of_generator)
         rate = learning_rate(settings.learning_rate, index, progress, 0, settings.decay_from)
@@ -107,7 +116,37 @@ class PriorStage:
             "rate": rate,
         }
 
-    def _latent(self, batch: Batch, generator: torch.Generator) -> "Latent":
+    def item_norms(self, index: int) -> list[float]:
+        """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite.
+
+        First those whose acquisitions the generator saw, then those of the fake score, 0 where its images are none.
+        """
+        loss, count = self._drawn(index)
+        own, fakes = [], []
+        for k in range(count):
+            _, of_generator, of_fake, *_ = loss(slice(k, k + 1))
+            own.append(gradient_norm(self.settings.loss_scale * of_generator, self._of_generator))
+            fakes.append(gradient_norm(of_fake, self._of_fake) if math.isfinite(own[-1]) else 0.0)
+        return own + fakes
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Energy distance of A^H A x_g to A^H y over fixed slices and noise, x_g of the averaged generator.
+
+        The losses of the two networks are no measure: they are relative to each other, and lowest where the generator
+        has not moved yet. None without slices, for batches of one image, or where it is no number.
+        """
+        if self.held_out is None or self.batch < 2:
+            return None
+        found = []
+        for batch, generator in fixed_batches(self.held_out, self.config.seed, self.batch):
+            operator = batch.operator
+            images = self._seen(self._generated(self.average, batch, self._latent(batch, generator)))
+            found.append(energy_distance(operator.normal(images), operator.adjoint(batch.measured)))
+        mean = sum(found) / len(found)
+        return mean if math.isfinite(mean) else None
+
+    def _latent(self, batch: Batch, generator: torch.Generator) -> Latent:
         """Input of the generator for the acquisitions of ``batch``."""
         like = full_size(self.config.corruption, batch.image)
         noise = unit_noise(like, generator)
@@ -115,19 +154,42 @@ class PriorStage:
             return Latent(noise, None)
         return Latent(noise, unit_noise(batch.measured, generator))
 
-    def _generated(self, batch: Batch, latent: "Latent") -> Tensor:
+    def _generated(self, generator: Generator, batch: Batch, latent: Latent) -> Tensor:
         if batch.maps is None and latent.noise.shape != batch.image.shape:  # images larger than what is measured
             every = torch.ones(latent.noise.shape, dtype=torch.bool, device=latent.noise.device)
-            return self.generator(latent.noise, Sampling(every, tuple(latent.noise.shape)))
+            return generator(latent.noise, Sampling(every, tuple(latent.noise.shape)))
         shown = batch.shown
         coils = None if latent.coils is None else coil_part(shown, latent.coils)
-        return self.generator(latent.noise, shown, coils)
+        return generator(latent.noise, shown, coils)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """``images`` as the scores see them."""
+        return degradation(self.config.corruption, tuple(images.shape)).forward(images)
+
+    def _drawn(self, index: int) -> tuple[Callable[[slice], tuple[Tensor, ...]], int]:
+        """Losses of a share of the batch of step ``index``, and the size of the batch."""
+        settings, key = self.settings, self.key(index)
+        both = self.batches(2 * settings.batch, *key)  # one draw, so that all have the same size
+        batch, fresh = both[: settings.batch], both[settings.batch :]
+        generator = torch_generator(*key, device=batch.measured.device)
+        latent = self._latent(batch, generator)
+        measured = self.config.objective == "fourier-ambient"
+        level = draw_level(batch, generator, settings.t_max, measured=measured)
+        teacher_settings = self.config.teacher
+        draw = draw_noise(fresh, generator, teacher_settings.sigma_mean, teacher_settings.sigma_std, measured=measured)
+        seeds = dropout_seeds(key, len(batch))
+
+        def loss(share: slice) -> tuple[Tensor, ...]:
+            with item_seeds(seeds[share]):
+                return self._losses(batch[share], fresh[share], latent[share], level[share], draw[share])
+
+        return loss, len(batch)
 
     def _losses(
-        self, batch: Batch, fresh: Batch, latent: "Latent", level: NoiseDraw, draw: NoiseDraw
+        self, batch: Batch, fresh: Batch, latent: Latent, level: NoiseDraw, draw: NoiseDraw
     ) -> tuple[Tensor, ...]:
-        images = self._generated(batch, latent)
-        seen = degradation(self.config.corruption, tuple(images.shape)).forward(images)
+        images = self._generated(self.generator, batch, latent)
+        seen = self._seen(images)
         found = generator_loss(
             self.settings.objective, seen, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
         )

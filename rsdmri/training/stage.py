@@ -4,13 +4,15 @@ A stage owns its networks, averages and optimisers. Step ``i`` draws everything 
 (seed, stage, i), so that the state is just the tensors of `Stage.state`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rsdmri.diffusion.batch import Batch
+from rsdmri.runtime import seed_of
 from rsdmri.training.ema import Averages
 
 BatchSource = Callable[..., Batch]
@@ -18,14 +20,31 @@ Metrics = dict[str, float]
 
 
 class Stage(Protocol):
-    """What the loop needs of a stage."""
+    """What the loop needs of a stage.
+
+    Attributes:
+        name: of the stage.
+        batch: images of a step.
+        averages: of the weights.
+        anew: how often the draws of a step were replaced, see `recovery.Draws`.
+    """
 
     name: str
     batch: int
     averages: Averages[Any]
+    anew: Callable[[int], int]
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take optimiser step ``index``; ``progress`` in [0, 1] sets the learning rate."""
+
+    def key(self, index: int) -> tuple[object, ...]:
+        """Key of everything random in step ``index``."""
+
+    def item_norms(self, index: int) -> list[float]:
+        """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite."""
+
+    def validate(self) -> float | None:
+        """Loss of the averaged weights on fixed slices and noise, the lower the better; None where there is none."""
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor needed to go on."""
@@ -56,6 +75,25 @@ def apply_gradients(
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return float(norm)
+
+
+def step_key(seed: int, name: str, index: int, anew: int) -> tuple[object, ...]:
+    """Key of step ``index`` whose draws were replaced ``anew`` times; the index is last, so that the next is known."""
+    return seed, (name if not anew else f"{name} anew {anew}"), index
+
+
+def dropout_seeds(key: tuple[object, ...], batch: int) -> list[int]:
+    """A seed for each item of the step of ``key``."""
+    return [seed_of("dropout", *key, item) for item in range(batch)]
+
+
+def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> float:
+    """Norm of the gradient of a loss ``(1,)``; inf where one of them is not finite."""
+    if not math.isfinite(float(loss.detach())):
+        return math.inf
+    gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
+    norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients if g is not None])))
+    return norm if math.isfinite(norm) else math.inf
 
 
 def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:

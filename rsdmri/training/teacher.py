@@ -1,11 +1,15 @@
 """Phase I: the corruption-aware teacher, one optimiser step at a time."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from rsdmri.config import Config
 from rsdmri.diffusion.batch import Batch, NoiseDraw
 from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.dropout import item_seeds
 from rsdmri.diffusion.objectives import consistency_loss, draw_consistency, draw_for, teacher_loss
 from rsdmri.runtime import torch_generator
 from rsdmri.training.ema import Averages
@@ -14,12 +18,16 @@ from rsdmri.training.stage import (
     BatchSource,
     Metrics,
     apply_gradients,
+    dropout_seeds,
+    gradient_norm,
     learning_rate,
     load,
     load_moments,
     moments,
     prefixed,
+    step_key,
 )
+from rsdmri.training.validation import fixed_batches
 
 
 class TeacherStage:
@@ -30,14 +38,23 @@ class TeacherStage:
         denoiser: network to train, on its device.
         batches: ``batches(count, *key)`` gives the batch of a key.
         shards: runs shares of a batch.
+        held_out: gives the batches that `validate` looks at.
     """
 
     name = "teacher"
 
-    def __init__(self, config: Config, denoiser: Denoiser, batches: BatchSource, shards: Shards):
+    def __init__(
+        self,
+        config: Config,
+        denoiser: Denoiser,
+        batches: BatchSource,
+        shards: Shards,
+        held_out: BatchSource | None = None,
+    ):
         self.config, self.settings = config, config.teacher
         self.batch = self.settings.batch
-        self.denoiser, self.batches, self.shards = denoiser.train(), batches, shards
+        self.anew: Callable[[int], int] = lambda index: 0
+        self.denoiser, self.batches, self.shards, self.held_out = denoiser.train(), batches, shards, held_out
         self.averages = Averages(
             denoiser, self.settings.average, self.batch, self.settings.ema_images, tracked=config.snapshots > 0
         )
@@ -45,29 +62,62 @@ class TeacherStage:
         self.parameters: list[Tensor] = list(denoiser.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=self.settings.learning_rate)
 
+    def key(self, index: int) -> tuple[object, ...]:
+        """Key of everything random in step ``index``."""
+        return step_key(self.config.seed, self.name, index, self.anew(index))
+
     def step(self, index: int, progress: float) -> Metrics:
         """Take optimiser step ``index``."""
         settings = self.settings
-        batch = self.batches(settings.batch, self.config.seed, self.name, index)
-        generator = torch_generator(self.config.seed, self.name, index, device=batch.measured.device)
-        draw = draw_for(self.config.objective, batch, generator, settings.sigma_mean, settings.sigma_std)
-        deeper = draw_consistency(batch, generator) if settings.consistency else None
-        gradients, (total, *parts) = self.shards.gradients(
-            lambda share: self._losses(batch[share], draw[share], None if deeper is None else deeper[share]),
-            self.parameters,
-            len(batch),
-        )
+        loss, count = self._drawn(index)
+        gradients, (total, *parts) = self.shards.gradients(loss, self.parameters, count)
         rate = learning_rate(settings.learning_rate, index, progress, settings.warmup, settings.decay_from)
         norm = apply_gradients(self.optimiser, self.parameters, gradients, rate, settings.clip)
         self.averages.update(self.denoiser, index + 1)
         named = {"consistency": float(parts[0].mean())} if parts else {}
         return {"loss": float(total.mean()), **named, "gradient": norm, "rate": rate}
 
-    def _losses(self, batch: Batch, draw: NoiseDraw, deeper: NoiseDraw | None) -> tuple[Tensor, ...]:
-        loss = teacher_loss(self.config.objective, self.denoiser, batch, draw)
+    def item_norms(self, index: int) -> list[float]:
+        """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite."""
+        loss, count = self._drawn(index)
+        return [gradient_norm(loss(slice(k, k + 1))[0], self.parameters) for k in range(count)]
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Mean loss of the averaged weights on fixed slices and noise; None without slices, or if it is no number."""
+        if self.held_out is None:
+            return None
+        losses = []
+        for batch, generator in fixed_batches(self.held_out, self.config.seed, self.batch):
+            losses.append(self._losses(self.average, batch, *self._noise(batch, generator))[0])
+        found = float(torch.cat(losses).mean())
+        return found if math.isfinite(found) else None
+
+    def _drawn(self, index: int) -> tuple[Callable[[slice], tuple[Tensor, ...]], int]:
+        """Losses of a share of the batch of step ``index``, and the size of the batch."""
+        key = self.key(index)
+        batch = self.batches(self.batch, *key)
+        draw, deeper = self._noise(batch, torch_generator(*key, device=batch.measured.device))
+        seeds = dropout_seeds(key, len(batch))
+
+        def loss(share: slice) -> tuple[Tensor, ...]:
+            with item_seeds(seeds[share]):
+                return self._losses(self.denoiser, batch[share], draw[share], None if deeper is None else deeper[share])
+
+        return loss, len(batch)
+
+    def _noise(self, batch: Batch, generator: torch.Generator) -> tuple[NoiseDraw, NoiseDraw | None]:
+        settings = self.settings
+        draw = draw_for(self.config.objective, batch, generator, settings.sigma_mean, settings.sigma_std)
+        return draw, draw_consistency(batch, generator) if settings.consistency else None
+
+    def _losses(
+        self, denoiser: Denoiser, batch: Batch, draw: NoiseDraw, deeper: NoiseDraw | None
+    ) -> tuple[Tensor, ...]:
+        loss = teacher_loss(self.config.objective, denoiser, batch, draw)
         if deeper is None:
             return (loss,)
-        consistency = consistency_loss(self.denoiser, batch, deeper)
+        consistency = consistency_loss(denoiser, batch, deeper)
         return loss + self.settings.consistency * consistency, consistency
 
     def state(self) -> dict[str, Tensor]:

@@ -1,21 +1,23 @@
 """A run's folder: configuration, metrics, checkpoints, and the lock that keeps two trainings apart.
 
-RUN/config.toml, RUN/metrics.jsonl, RUN/checkpoints/*.safetensors, RUN/teacher/, RUN/prior/; and from those that look on
-RUN/averages/*.safetensors, RUN/samples/*.png, RUN/curves.png, RUN/tensorboard/.
+RUN/config.toml, RUN/metrics.jsonl, RUN/checkpoints/ (manifest.json, *.safetensors), RUN/teacher/, RUN/prior/; and
+from those that look on RUN/averages/*.safetensors, RUN/samples/*.png, RUN/curves.png, RUN/tensorboard/.
 """
 
 import json
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rsdmri.config import Config, load_config
 from rsdmri.errors import InputError
-from rsdmri.files import output_directory, write_text
-from rsdmri.training.checkpoint import remove_orphans
+from rsdmri.files import append_text, output_directory, remove_orphans, write_text
+from rsdmri.training.checkpoint import list_unlisted
+from rsdmri.training.manifest import forgive, read_manifest
+from rsdmri.workflows.changes import Change, differences, shape_change
+from rsdmri.workflows.run_lock import lock_folder
 
 # Settings that may differ when a run goes on: how long, how often, how fast, not what.
 FREE = (
@@ -23,9 +25,6 @@ FREE = (
     *("data.cache_gb", "data.cache_dir", "data.cache_dir_gb", "data.workers"),
     *("snapshots_gb", "logging.tensorboard", "logging.grid_every"),
 )
-
-
-_held: set[Path] = set()  # locks of this very process
 
 
 class RunFolder:
@@ -44,27 +43,67 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.jsonl"
         self._adopted = False
+        self._changes: list[Change] = []
 
-    def adopt(self, config: Config) -> bool:
-        """Write ``config.toml``; return whether a run with the same settings was here before.
+    def adopt(self, config: Config, *, allow_changes: bool = False, say: Callable[[str], None] = print) -> bool:
+        """Write ``config.toml``; return whether a run was here before. What an earlier process left is put in order.
+
+        Args:
+            config: settings asked for.
+            allow_changes: other settings than those of the run here may be gone on with: see `accept_changes`.
+            say: gets a line for each setting that differs, and warnings.
 
         Errors:
-            InputError: the run here has other settings, which are named.
+            InputError: the run here has other settings.
         """
         file = self.path / "config.toml"
         known = file.exists()
-        if known:
-            changed = _difference(load_config(file), config)
-            if changed:
-                raise InputError(
-                    f"{self.path}: holds a run with other settings ({'; '.join(changed)}); choose another --out to "
-                    "start afresh, or give the same settings to go on"
-                )
-        write_text(file, config.to_toml())
+        self._changes = differences(load_config(file), config, FREE) if known else []
+        if self._changes:
+            self._check_changes(config, allow_changes, say)
+        else:
+            write_text(file, config.to_toml())
         self._adopted = not known
         self.checkpoints.mkdir(exist_ok=True)
-        remove_orphans(self.checkpoints)
+        for folder in (self.path, self.path / "data", self.path / "teacher", self.path / "prior"):
+            remove_orphans(folder)
+        list_unlisted(self.checkpoints, lambda line: say(f"warning: {line}"))
         return known
+
+    def _check_changes(self, config: Config, allowed: bool, say: Callable[[str], None]) -> None:
+        say(f"settings that differ from those of the run in {self.path}:")
+        for change in self._changes:
+            say(f"  {change}")
+        reason = shape_change(load_config(self.path / "config.toml"), config)
+        if reason:
+            raise InputError(f"{self.path}: {reason}; choose another --out to start afresh")
+        if not allowed:
+            few = "; ".join(map(str, self._changes[:2])) + (" and more" if len(self._changes) > 2 else "")
+            raise InputError(
+                f"{self.path}: holds a run with other settings ({few}); choose another --out to start afresh, give the "
+                "same settings to go on, or --allow-changes to go on with the new ones"
+            )
+
+    def accept_changes(self, config: Config) -> None:
+        """Record the changes that `adopt` allowed: ``config.toml`` is replaced, the one before kept beside it."""
+        if not self._changes:
+            return
+        reached = self.reached()
+        old = self.path / f"config-{'-'.join(f'{stage}-{step}' for stage, step in reached.items()) or 'start'}.toml"
+        number = 2
+        while old.exists():
+            old, number = old.with_name(f"{old.stem.partition('.')[0]}.{number}.toml"), number + 1
+        write_text(old, (self.path / "config.toml").read_text(encoding="utf-8"))
+        changes = {change.key: [change.there, change.asked] for change in self._changes}
+        self.log({"event": "settings changed", "steps": reached, "changes": changes, "kept": old.name})
+        forgive(self.checkpoints)
+        write_text(self.path / "config.toml", config.to_toml())
+        self._changes = []
+
+    def reached(self) -> dict[str, int]:
+        """Step of the newest checkpoint of each stage."""
+        stages = read_manifest(self.checkpoints).stages
+        return {name: record.generations[-1].step for name, record in stages.items() if record.generations}
 
     def give_up(self) -> None:
         """Take `adopt` back where it wrote the first settings: the data were refused, so there is no run yet."""
@@ -74,39 +113,25 @@ class RunFolder:
             self._adopted = False
 
     def rewind_metrics(self, stage: str, step: int) -> None:
-        """Drop rows of ``stage`` later than ``step``, which a resumed run writes again."""
-        rows = [row for row in read_metrics(self.path) if row["stage"] != stage or row["step"] <= step]
+        """Drop rows of ``stage`` later than ``step``, which a resumed run writes again; events stay."""
+        rows = [r for r in _rows(self.path) if "event" in r or r["stage"] != stage or r["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``."""
-        with open(self.metrics, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        append_text(self.metrics, json.dumps(row) + "\n")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from training here at the same time; afterwards new folders that are empty are removed.
 
         Errors:
-            InputError: a living process of this machine holds the lock.
+            InputError: another process trains here, see `lock_folder`.
         """
-        file = self.path / ".lock"
-        host = socket.gethostname()
-        while True:
-            try:
-                descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                break
-            except FileExistsError:
-                _check_holder(file, host)
-                file.unlink(missing_ok=True)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            json.dump({"pid": os.getpid(), "host": host}, handle)
-        _held.add(file.resolve())
         try:
-            yield
+            with lock_folder(self.path):
+                yield
         finally:
-            _held.discard(file.resolve())
-            file.unlink(missing_ok=True)
             for made in self._made:
                 if any(made.iterdir()):
                     break
@@ -114,7 +139,16 @@ class RunFolder:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``; a last line that a crash cut short is left out."""
+    """Rows of metrics in ``metrics.jsonl``; a last line that a crash cut short is left out."""
+    return [row for row in _rows(run) if "event" not in row]
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """What ``metrics.jsonl`` says beside metrics: changed settings, roll-backs."""
+    return [row for row in _rows(run) if "event" in row]
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
     rows = []
     file = run / "metrics.jsonl"
     if file.exists():
@@ -124,44 +158,3 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             except ValueError:
                 continue
     return rows
-
-
-def _check_holder(file: Path, host: str) -> None:
-    try:
-        holder = json.loads(file.read_text(encoding="utf-8"))
-        pid, where = int(holder["pid"]), str(holder["host"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    reused = pid == os.getpid() and file.resolve() not in _held  # numbers start anew in a restarted container
-    if where == host and (reused or not _alive(pid)):
-        return
-    raise InputError(
-        f"{file.parent}: process {pid} on {where} is training here; wait for it, choose another --out, or delete "
-        f"{file.name} there if it is gone"
-    )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _difference(before: Config, after: Config) -> list[str]:
-    old, new = _flat(before.to_dict()), _flat(after.to_dict())
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in FREE)
-    return [f"{key}: {old.get(key, 'unset')} there, {new.get(key, 'unset')} asked" for key in keys]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -4,7 +4,7 @@ from typing import Any
 
 from rsdmri.config import Config
 from rsdmri.errors import InputError
-from rsdmri.training.checkpoint import remove_orphans
+from rsdmri.files import remove_orphans
 from rsdmri.training.loop import StepReport
 from rsdmri.training.snapshots import due, most_snapshots, rewind_snapshots, save_snapshot
 from rsdmri.training.stage import Stage

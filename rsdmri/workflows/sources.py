@@ -29,7 +29,13 @@ _BANK = 64  # acquisitions kept with a prior
 
 
 class Source(Protocol):
-    """What a training needs of its data."""
+    """What a training needs of its data.
+
+    Attributes:
+        slices: that batches are made from.
+    """
+
+    slices: TrainingSlices
 
     def __len__(self) -> int:
         """Number of slices."""

@@ -15,8 +15,10 @@ from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.grids import Grids
+from rsdmri.workflows.held_out import open_held_out
 from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
 from rsdmri.workflows.run_folder import RunFolder
+from rsdmri.workflows.signals import Interrupted, stop_on_signal
 from rsdmri.workflows.snapshots import Snapshots
 from rsdmri.workflows.sources import Source, check_objective, open_source
 from rsdmri.workflows.tensorboard import TensorBoard, tensorboard_wanted
@@ -31,6 +33,7 @@ def train(
     budget: float | None = None,
     device: str = "auto",
     dry_run: bool = False,
+    allow_changes: bool = False,
     say: Say = print,
 ) -> Path:
     """Train the teacher and the one-step prior into the run folder ``out`` and return it.
@@ -42,7 +45,13 @@ def train(
         budget: wall-clock seconds for everything; the schedule is fitted to it.
         device: ``auto``, or a torch device.
         dry_run: print the plan and stop.
+        allow_changes: go on with other settings than those of the run in ``out``, which is recorded there.
         say: where lines for the user go.
+
+    Errors:
+        InputError: what a user can mend; nothing that was trained is touched.
+        DiskFullError: the disk is full; the last checkpoint stays.
+        Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     started = time.monotonic()
     prepare_process()
@@ -51,29 +60,34 @@ def train(
         _check_before(config, out, stage)
         return _dry_run_simulated(config, out, say)
     folder = None if dry_run else RunFolder(out)
-    with folder.lock() if folder is not None else _nothing():
+    with stop_on_signal() as stop, folder.lock() if folder is not None else _nothing():
         if folder is not None:
-            folder.adopt(_recorded(config))
+            folder.adopt(_recorded(config), allow_changes=allow_changes, say=say)
         try:
             _check_before(config, out, stage)
-            slices, plan, words = _open(config, out, say)
+            slices, location, plan, words = _open(config, out, say)
             source = open_source(_recorded(config), slices, target)
             if folder is None:
                 return out
             _prepare(source)
-        except InputError:
+            held_out = open_held_out(_recorded(config), location, target, say)
+        except (InputError, Interrupted):
             if folder is not None:
                 folder.give_up()
             raise
+        folder.accept_changes(_recorded(config))
         observers = (
             Snapshots(config, folder, say),
             Grids(config, folder, lambda: source.bank(plan.drop), say),
             TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
         )
-        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say, observers)
+        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say, observers, held_out, stop)
         say(f"to follow: {out}/metrics.jsonl, curves.png, samples/ (docs/training.md); tensorboard --logdir {out}")
         left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
-        trainer.run(stage, split_budget(left, config.teacher.share, stage))
+        try:
+            trainer.run(stage, split_budget(left, config.teacher.share, stage))
+        finally:
+            slices.close()
     return out
 
 
@@ -112,7 +126,7 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 
 
-def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, str]:
+def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Location, Plan, str]:
     if config.data.path:
         words = config.data.path
         if is_uri(words):
@@ -126,7 +140,7 @@ def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, st
     plan = plan_training(config, slices, words)
     for line in plan.lines:
         say(line)
-    return slices, plan, words
+    return slices, source, plan, words
 
 
 def simulate_into(config: Config, folder: Path) -> Path:

@@ -1,9 +1,7 @@
 """Runs the stages of a training: steps, progress, logs, checkpoints, and the priors at the end."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,27 +9,26 @@ import torch
 
 from rsdmri import __version__
 from rsdmri.config import Config
+from rsdmri.diffusion.batch import Batch
 from rsdmri.errors import InputError
 from rsdmri.priors import Prior, build_denoiser, load_prior, save_prior
-from rsdmri.progress import progress
-from rsdmri.training.checkpoint import latest_checkpoint, save_checkpoint
+from rsdmri.progress import Bar, progress
 from rsdmri.training.loop import Schedule, StepReport, run_stage
 from rsdmri.training.prior import PriorStage
+from rsdmri.training.recovery import Draws, TrainingDivergedError
 from rsdmri.training.shards import Shards
 from rsdmri.training.stage import Stage
 from rsdmri.training.teacher import TeacherStage
+from rsdmri.workflows.keeper import Keeper
 from rsdmri.workflows.plan import Plan
 from rsdmri.workflows.run_folder import RunFolder
+from rsdmri.workflows.signals import Interrupted, Stop
 from rsdmri.workflows.sources import Source
 
 StageName = Literal["all", "teacher", "prior"]
 Say = Callable[[str], None]
 
 _SHOWN = ("loss", "score_gap", "sample_std", "images_per_s")  # beside the progress bar
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; its state is saved."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Observer(Protocol):
         """Called with each row that was logged."""
 
     def finish(self, stage: Stage, report: StepReport) -> None:
-        """Called when the stage ends or is interrupted."""
+        """Called when the stage ends or is interrupted; then it must be quick."""
 
 
 class Trainer:
@@ -70,6 +67,8 @@ class Trainer:
         words: what the data are, for the model card.
         say: where lines for the user go.
         observers: look on.
+        held_out: of the batches that checkpoints are validated on; the training's own source if there is none.
+        stop: asked for by signals.
     """
 
     def __init__(
@@ -82,97 +81,144 @@ class Trainer:
         words: str,
         say: Say,
         observers: Sequence[Observer] = (),
+        held_out: Source | None = None,
+        stop: Stop | None = None,
     ):
         self.config, self.folder, self.source, self.plan = config, folder, source, plan
         self.device, self.words, self.say, self.observers = device, words, say, observers
         self.shards = Shards(config.workers, device)
         self.bank = source.bank(plan.drop)
+        self.held_out, self.stop = held_out or source, stop or Stop()
+        self._draws = Draws()
 
     def run(self, stage: StageName, budget: Budget) -> None:
         """Train the stages that ``stage`` names and are not finished."""
         if stage in ("all", "teacher"):
             denoiser = build_denoiser(self.config, self.source.sigma_data(), self.device)
-            teacher_stage = TeacherStage(self.config, denoiser, self.source.batches, self.shards)
+            teacher_stage = TeacherStage(self.config, denoiser, self._batches, self.shards, self.held_out.batches)
             schedule = Schedule(self._steps("teacher", budget.teacher), budget.teacher)
-            report = self._train(teacher_stage, schedule, "Training teacher")
-            if report is not None:
-                facts = self._facts(report, teacher_stage.batch)
+            facts = self._train(teacher_stage, schedule, "Training teacher", self.config.teacher.keep)
+            if facts is not None:
                 save_prior(self.folder.path / "teacher", teacher_stage.average, None, self.bank, self.config, facts)
         if stage in ("all", "prior"):
             teacher = self._teacher()
-            prior_stage = PriorStage(self.config, teacher.denoiser, self.source.batches, self.shards)
+            prior_stage = PriorStage(self.config, teacher.denoiser, self._batches, self.shards, self.held_out.batches)
             schedule = Schedule(self._steps("prior", budget.prior), budget.prior)
-            report = self._train(prior_stage, schedule, "Distilling prior")
-            if report is not None:
-                save_prior(
-                    self.folder.path / "prior",
-                    teacher.denoiser,
-                    prior_stage.average,
-                    self.bank,
-                    self.config,
-                    self._facts(report, prior_stage.batch) | {"teacher_training": teacher.meta.get("training", "")},
-                )
+            facts = self._train(prior_stage, schedule, "Distilling prior")
+            if facts is not None:
+                facts |= {"teacher_training": teacher.meta.get("training", "")}
+                folder, average = self.folder.path / "prior", prior_stage.average
+                save_prior(folder, teacher.denoiser, average, self.bank, self.config, facts)
 
-    def _train(self, stage: Stage, schedule: Schedule, title: str) -> StepReport | None:
-        """Run ``stage`` from its last checkpoint; return the last report, or None when it was finished before."""
-        name, every = stage.name, self.config.checkpoint_every
-        step, elapsed = 0, 0.0
-        saved = latest_checkpoint(self.folder.checkpoints, name)
-        if saved is not None:
-            stage.load_state(saved.tensors)  # goes to the device by itself; Adam's step counts stay on the CPU
-            step, elapsed = int(saved.meta["step"]), float(saved.meta["elapsed"])
-            finished = saved.meta.get("finished") and (self.folder.path / name / "config.json").exists()
-            if finished and (schedule.steps is None or step >= schedule.steps):
-                self.say(f"{name}: finished before, after {step} steps")
+    def _train(
+        self, stage: Stage, schedule: Schedule, title: str, keep: Literal["last", "best"] = "last"
+    ) -> dict[str, Any] | None:
+        """Run ``stage`` from its last checkpoint; return facts of the result, or None when it was finished before."""
+        meta = {"kind": "training-state", "config": self.config.to_dict(), "version": __version__}
+        keeper = Keeper(self.folder, stage, schedule, self.source.slices, meta, self.say)
+        report = keeper.resume()
+        if report.step:
+            finished = keeper.finished and (self.folder.path / stage.name / "config.json").exists()
+            if finished and (schedule.steps is None or report.step >= schedule.steps):
+                self.say(f"{stage.name}: finished before, after {report.step} steps")
                 return None
-            self.say(f"{name}: going on from step {step}")
-        self.folder.rewind_metrics(name, step)
-        report = StepReport(step, elapsed, schedule.progress(step, elapsed), {})
-        done = report.progress
+            self.say(f"{stage.name}: going on from step {report.step}")
         for observer in self.observers:
             observer.start(stage, report)
         try:
-            with progress(title, total=100, done=100 * done) as bar, stop_on_signal() as stopping:
-                for report in run_stage(stage, schedule, step, elapsed):
-                    extra = self._observed(stage, report)
-                    shown = {k: f"{v:.4g}" for k, v in (report.metrics | extra).items() if k in _SHOWN}
-                    bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
-                    done = report.progress
-                    if report.step % 10 == 0 or report.step <= 10:
-                        self._log(stage, report, extra)
-                    if report.step % every == 0:
-                        self._save(stage, report, finished=False)
-                    if stopping():
-                        self._save(stage, report, finished=False)
-                        raise Interrupted(f"{name}: stopped after step {report.step}; run the same command to go on")
-            self._save(stage, report, finished=True)
+            with progress(title, total=100, done=100 * report.progress) as bar, self.stop.held():
+                report = self._run(stage, keeper, report, bar)
         finally:
             for observer in self.observers:
                 observer.finish(stage, report)
-        return report
+        return self._facts(report, stage, keeper, keep)
 
-    def _observed(self, stage: Stage, report: StepReport) -> dict[str, float]:
+    def _run(self, stage: Stage, keeper: Keeper, report: StepReport, bar: Bar) -> StepReport:
+        """Take the steps that are left, some again where they diverge; save and stop where that is asked."""
+        done = report.progress
+        while True:
+            self._draws = keeper.draws
+            try:
+                self._leave_out(report.step)
+                if keeper.unvalidated(report.step) and report.step % self.config.checkpoint_every == 0:
+                    self._catch_up(stage, keeper, report)
+                start = report
+                for report in run_stage(stage, keeper.schedule, start.step, start.elapsed, keeper.guard):
+                    extra = self._after_step(stage, keeper, report)
+                    shown = {k: f"{v:.4g}" for k, v in (report.metrics | extra).items() if k in _SHOWN}
+                    bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
+                    done = report.progress
+                    self.stop.check()
+                keeper.save(report, finished=True)
+                return report
+            except TrainingDivergedError as error:
+                report = keeper.roll_back(report, error)
+            except Interrupted:
+                raise Interrupted(self._save_at_stop(stage, keeper, report)) from None
+
+    def _leave_out(self, index: int) -> None:
+        """Draw no more of the slices that step ``index`` must not, and make the bank without them, too."""
+        left_out = self._draws.left_out(index)
+        if left_out != self.source.slices.left_out:
+            self.source.slices.left_out = left_out
+            self.bank = self.source.bank(self.plan.drop)
+
+    def _batches(self, count: int, *key: object) -> Batch:
+        """A batch to train on, the last part of the key being its step; a signal need not wait for it."""
+        with self.stop.at_once():
+            self.source.slices.left_out = self._draws.left_out(key[-1] if isinstance(key[-1], int) else 0)
+            return self.source.batches(count, *key)
+
+    def _validate(self, stage: Stage, keeper: Keeper, report: StepReport) -> dict[str, float]:
+        """The validation loss and the step of the lowest one so far, for the log; a signal need not wait for it."""
+        with self.stop.at_once():
+            self.source.slices.left_out = self._draws.left_out(max(0, report.step - 1))
+            found = stage.validate()
+        if found is None:
+            return {}
+        best = keeper.best()
+        beaten = best is None or best.validation is None or best.step >= report.step or found < best.validation
+        return {"validation": found, "best": report.step if beaten or best is None else best.step}
+
+    def _catch_up(self, stage: Stage, keeper: Keeper, report: StepReport) -> None:
+        """Validate the checkpoint that a stop kept from it."""
+        found = self._validate(stage, keeper, report)
+        if found:
+            self._log(stage, report, found)
+            keeper.note_validation(found["validation"])
+
+    def _save_at_stop(self, stage: Stage, keeper: Keeper, report: StepReport) -> str:
+        try:
+            keeper.save(report)
+        except TrainingDivergedError as error:  # the checkpoint before is what the run goes on from
+            return f"{error.stage}: stopped as it diverged after step {error.step}; run the same command to go on"
+        return f"{stage.name}: stopped after step {report.step}; run the same command to go on"
+
+    def _after_step(self, stage: Stage, keeper: Keeper, report: StepReport) -> dict[str, float]:
+        """Let observers look, log, and, where it is time, validate and save."""
+        last = report.progress >= 1
+        due = last or report.step % self.config.checkpoint_every == 0
         extra: dict[str, float] = {}
-        for observer in self.observers:
-            extra |= observer.after_step(stage, report)
+        try:
+            with self.stop.at_once():
+                for observer in self.observers:
+                    extra |= observer.after_step(stage, report)
+            if due:
+                extra |= self._validate(stage, keeper, report)
+        finally:
+            if due or report.step % 10 == 0 or report.step <= 10:
+                self._log(stage, report, extra)
+        if due:
+            keeper.save(report, extra.get("validation"), finished=last)
         return extra
-
-    def _save(self, stage: Stage, report: StepReport, *, finished: bool) -> None:
-        meta: dict[str, Any] = {
-            "kind": "training-state",
-            "elapsed": report.elapsed,
-            "finished": finished,
-            "config": self.config.to_dict(),
-            "version": __version__,
-        }
-        save_checkpoint(self.folder.checkpoints, stage.name, report.step, stage.state(), meta)
 
     def _log(self, stage: Stage, report: StepReport, extra: dict[str, float]) -> None:
         row: dict[str, Any] = {"stage": stage.name, "step": report.step, "images": report.step * stage.batch}
         row |= {"time": round(time.time(), 3), "elapsed": round(report.elapsed, 3)} | report.metrics | extra
         self.folder.log(row)
-        for observer in self.observers:
-            observer.logged(stage, row)
+        with self.stop.at_once():
+            for observer in self.observers:
+                observer.logged(stage, row)
 
     def _steps(self, name: Literal["teacher", "prior"], seconds: float | None) -> int | None:
         if self.config.steps is not None:
@@ -186,31 +232,17 @@ class Trainer:
         except InputError as error:
             raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
 
-    def _facts(self, report: StepReport, batch: int) -> dict[str, Any]:
-        images = report.step * batch
-        return {
+    def _facts(self, report: StepReport, stage: Stage, keeper: Keeper, keep: Literal["last", "best"]) -> dict[str, Any]:
+        """What is written beside the weights; those of ``stage`` become the best ones where these are to be kept."""
+        best = keeper.load_best() if keep == "best" else keeper.best()
+        kept = report.step if keep == "last" or best is None else best.step
+        images = report.step * stage.batch
+        facts = {
             "trained_on": self.words,
             "training": f"{report.step} steps, {images} images, {report.elapsed:.0f} s",
             "steps": report.step,
+            "kept_step": kept,
             "seconds": round(report.elapsed, 1),
             "slices": len(self.source),
         }
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """While the body runs, SIGINT and SIGTERM only set the flag that the yielded function returns."""
-    asked: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        asked.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread
-        before = {}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return facts if best is None else facts | {"best_step": best.step, "best_validation": best.validation}

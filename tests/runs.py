@@ -44,8 +44,9 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def assert_same_run(left: Path, right: Path, but: tuple[str, ...] = ("elapsed",)) -> None:
-    """The same weights, states and metrics to the bit, metrics called ``but`` excepted."""
+def assert_same_run(left: Path, right: Path, but: tuple[str, ...] = ()) -> None:
+    """The same weights, states and metrics to the bit, clocks and metrics called ``but`` excepted."""
+    but = (*but, "time", "elapsed")
     for stage in STAGES:
         newest = sorted((right / "checkpoints").glob(f"{stage}-0*.safetensors"))[-1]
         pairs = [weights(run / stage) for run in (left, right)]

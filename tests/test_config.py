@@ -39,6 +39,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "teacher.average": ("power", "power"),
         "prior.average": ("power", "power"),
         "logging.tensorboard": ("off", "off"),
+        "teacher.keep": ("best", "best"),
         "teacher.images": ("l1-wavelet", "l1-wavelet"),
         "corruption.kind": ("inpainting", "inpainting"),
         "simulate.contrast": ("FLAIR", "FLAIR"),

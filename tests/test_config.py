@@ -32,6 +32,9 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "acquisition.mask": ("variable-density", "variable-density"),
         "acquisition.center_fraction": ("0.1", 0.1),
         "network.channels": ("[8, 16]", (8, 16)),
+        "network.preset": ("small", "small"),  # the defaults by name
+        "network.backbone": ("monai", "monai"),
+        "network.conditions": ("['field']", ("field",)),
         "network.preconditioning": ("published", "published"),
         "network.precision": ("bfloat16", "bfloat16"),
         "prior.objective": ("dmd", "dmd"),

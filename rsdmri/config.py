@@ -58,9 +58,9 @@ class AcquisitionConfig(Section):
 
 # Peak memory of training and what each is for: see `rsdmri.diffusion.backbones`.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"channels": (16, 48, 96), "blocks": 1, "attention": 1, "scaled": False},
-    "small": {"channels": (32, 64, 96, 128), "blocks": 1, "attention": 1, "scaled": False},
-    "base": {"channels": (64, 128, 256, 320, 352), "blocks": 2, "attention": 2, "scaled": True},
+    "tiny": {"channels": (16, 48, 96), "blocks": 1, "attention": 1},
+    "small": {"channels": (32, 64, 96, 128), "blocks": 1, "attention": 1},
+    "base": {"channels": (64, 128, 256, 320, 352), "blocks": 2, "attention": 2},
     "custom": {},
 }
 
@@ -69,13 +69,12 @@ class NetworkConfig(Section):
     """The backbone and how the denoiser wraps it."""
 
     preset: Literal["tiny", "small", "base", "custom"] = Field(
-        "custom", description="sets channels, blocks, attention and scaled, where they are not given"
+        "custom", description="sets channels, blocks and attention where they are not given"
     )
     backbone: Literal["unet", "diffusers", "monai"] = Field("unet", description="diffusers, monai: extras of that name")
     channels: tuple[int, ...] = (32, 64, 96, 128)
     blocks: int = Field(1, ge=1, description="residual blocks of each level")
     attention: int = Field(1, ge=0, description="coarsest levels with self-attention; true is 1")
-    scaled: bool = Field(False, description="unet: divide sums of residual blocks by sqrt(2), for deep networks")
     dropout: float = Field(0.0, ge=0, lt=1)
     conditions: tuple[Literal["contrast", "field"], ...] = Field((), description="what a scan says that images hang on")
     preconditioning: Literal["auto", "operator", "published", "consistent"] = Field(

@@ -34,7 +34,7 @@ def build_backbone(config: Config) -> "UNet | Adapted":
         case "monai":
             other = _monai(inputs, parts, network)
         case _:
-            names = ("channels", "blocks", "attention", "dropout", "scaled", "conditions")
+            names = ("channels", "blocks", "attention", "dropout", "conditions")
             return UNet(parts + 1, parts, **{name: getattr(network, name) for name in names})
     return Adapted(other, parts + 1, 2 ** (len(network.channels) - 1), network.conditions)
 
@@ -106,27 +106,27 @@ def _diffusers(inputs: int, outputs: int, network: NetworkConfig) -> nn.Module:
 
 def _monai(inputs: int, outputs: int, network: NetworkConfig) -> nn.Module:
     """MONAI's DiffusionModelUNet, which begins with zeros in its last convolution."""
-    try:
-        from monai.networks.nets import DiffusionModelUNet
-    except ImportError as error:
-        raise _missing("monai", error) from None
     if network.dropout or not network.attention:
         raise InputError(
             "network.backbone monai has no dropout and always attention at the coarsest level; "
             "set network.dropout=0 and network.attention=1 or more"
         )
-    attended = _attended(network)
-    return DiffusionModelUNet(
-        spatial_dims=2,
-        in_channels=inputs,
-        out_channels=outputs,
-        num_res_blocks=network.blocks,
-        channels=network.channels,
-        attention_levels=attended,
-        norm_num_groups=_groups(network),
-        num_head_channels=[math.gcd(32, channels) for channels in network.channels],
-        use_flash_attention=True,
-    )
+    try:
+        from monai.networks.nets import DiffusionModelUNet
+
+        return DiffusionModelUNet(
+            spatial_dims=2,
+            in_channels=inputs,
+            out_channels=outputs,
+            num_res_blocks=network.blocks,
+            channels=network.channels,
+            attention_levels=_attended(network),
+            norm_num_groups=_groups(network),
+            num_head_channels=[math.gcd(32, channels) for channels in network.channels],
+            use_flash_attention=True,
+        )
+    except ImportError as error:  # its own imports happen when they are used
+        raise _missing("monai", error) from None
 
 
 def _attended(network: NetworkConfig) -> tuple[bool, ...]:

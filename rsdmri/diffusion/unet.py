@@ -45,14 +45,14 @@ class Pointwise(nn.Linear):
 
 
 class ResidualBlock(nn.Module):
-    """x -> s (skip(x) + conv(silu(modulated norm(conv(silu(norm(x))))))); the last convolution starts at zero.
+    """x -> skip(x) + conv(silu(modulated norm(conv(silu(norm(x)))))); the last convolution starts at zero.
 
-    s = sqrt(1/2) where ``scaled``, so that sums of many blocks keep their size (Song et al. 2021), else 1.
+    The sum is not scaled (DDPM++ divides it by sqrt(2)): pooling, and a skip over the concatenation in every block of
+    the way up, keep the size of x within a factor of 2 in the deepest preset.
     """
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0, scaled: bool = False):
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0):
         super().__init__()
-        self.scaled = scaled
         self.norm_in = nn.GroupNorm(_groups(inputs), inputs)
         self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * outputs)
@@ -68,8 +68,7 @@ class ResidualBlock(nn.Module):
         hidden = self.conv_in(nnf.silu(self.norm_in(x)))
         scale, shift = self.modulation(nnf.silu(embedding))[:, :, None, None].chunk(2, dim=1)
         hidden = nnf.silu(torch.addcmul(shift, self.norm_out(hidden), 1 + scale))
-        total = self.skip(x) + self.conv_out(self.dropout(hidden))
-        return total * math.sqrt(0.5) if self.scaled else total
+        return self.skip(x) + self.conv_out(self.dropout(hidden))
 
 
 class SelfAttention(nn.Module):
@@ -104,7 +103,6 @@ class UNet(nn.Module):
         attention: at how many of the coarsest levels: once in the middle of the coarsest, at the end of the way down
             and of the way up of the others.
         dropout: probability inside the residual blocks.
-        scaled: divide each sum of a residual block by sqrt(2).
         conditions: which of `rsdmri.diffusion.conditions.NAMES` the network takes.
     """
 
@@ -116,7 +114,6 @@ class UNet(nn.Module):
         blocks: int = 1,
         attention: int = 1,
         dropout: float = 0.0,
-        scaled: bool = False,
         conditions: tuple[str, ...] = (),
     ):
         super().__init__()
@@ -127,7 +124,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(inputs, channels[0], 3, padding=1)
 
         def block(inputs: int, outputs: int) -> ResidualBlock:
-            return ResidualBlock(inputs, outputs, embedding, dropout, scaled)
+            return ResidualBlock(inputs, outputs, embedding, dropout)
 
         def attend(level: int) -> nn.Module:
             beside = len(channels) - attention <= level < len(channels) - 1

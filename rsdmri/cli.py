@@ -250,6 +250,8 @@ def sample(
     states: Annotated[
         bool, typer.Option("--states", help="keep and picture the steps of --teacher for the first 8 images")
     ] = False,
+    contrast: Annotated[str | None, typer.Option(help="T1w, T2w, PDw or FLAIR, for priors that take it")] = None,
+    field: Annotated[float | None, typer.Option(help="field strength in tesla, for priors that take it")] = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="output folder")] = Path("samples"),
     device: Device = "auto",
@@ -259,7 +261,19 @@ def sample(
     from rsdmri.workflows.sample import sample as run
 
     how = SamplerSettings(sampler.value, steps, Churn(churn))
-    run(prior, n=n, teacher=teacher, sampler=how, states=states, seed=seed, out=out, device=device, say=typer.echo)
+    run(
+        prior,
+        n=n,
+        teacher=teacher,
+        sampler=how,
+        states=states,
+        contrast=contrast,
+        field=field,
+        seed=seed,
+        out=out,
+        device=device,
+        say=typer.echo,
+    )
 
 
 @app.command()

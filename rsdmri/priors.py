@@ -19,9 +19,11 @@ from torch import Tensor
 from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.config import Config, config_from_dict
 from rsdmri.diffusion.acquisitions import Acquisitions
-from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.backbones import build_backbone
+from rsdmri.diffusion.conditions import encode
+from rsdmri.diffusion.denoiser import Denoiser, given
 from rsdmri.diffusion.sample import OnStep, SamplerSettings, sample_teacher
-from rsdmri.diffusion.unet import UNet, parameter_count
+from rsdmri.diffusion.unet import parameter_count
 from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
 from rsdmri.files import write_text
@@ -37,17 +39,9 @@ def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> D
     """Denoiser with freshly initialised weights, the same for the same seed."""
     network = config.network
     autocast = network.precision == "bfloat16" or (network.precision == "auto" and device.type != "cpu")
-    parts = 2 if config.corruption.kind == "fourier" else 1  # complex images or magnitudes
-    unet = UNet(
-        parts + 1,
-        parts,
-        channels=network.channels,
-        blocks=network.blocks,
-        attention=network.attention,
-        dropout=network.dropout,
-    )
-    unet.initialise(torch_generator(config.seed, "init"))
-    denoiser = Denoiser(unet, sigma_data, config.preconditioning, network.cg_iterations, autocast)
+    backbone = build_backbone(config)
+    backbone.initialise(torch_generator(config.seed, "init"))
+    denoiser = Denoiser(backbone, sigma_data, config.preconditioning, network.cg_iterations, autocast)
     return denoiser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -87,6 +81,8 @@ class Prior:
         steps: int | None = None,
         sampler: SamplerSettings | None = None,
         batch: int = 16,
+        contrast: str | None = None,
+        field: float | None = None,
         advance: Callable[[int], None] = lambda count: None,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -102,19 +98,22 @@ class Prior:
             steps: steps of the teacher's sampler, over those of ``sampler``.
             sampler: of the teacher; by default 18 Heun steps, 35 evaluations.
             batch: images at once.
+            contrast: of the images, for priors that take it: T1w, T2w, PDw or FLAIR; None: not given.
+            field: strength in tesla, for priors that take it; None: not given.
             advance: called with the number of images after each batch.
             on_step: called in each step of the teacher's sampler, batch after batch; a `Trajectory` keeps them all.
         """
-        self.check_request(n, teacher=teacher, watched=on_step is not None)
+        self.check_request(n, teacher=teacher, watched=on_step is not None, contrast=contrast, field=field)
         settings = sampler or SamplerSettings()
         settings = settings if steps is None else replace(settings, steps=steps)
         images = []
         one_step = not teacher and self.generator is not None
         for draws in self._draws(n, seed, batch, full_size=one_step):
+            conditions = self.conditions(len(draws.noise), contrast, field)
             with torch.no_grad():
                 if not one_step or self.generator is None:
                     drawn = sample_teacher(
-                        self.denoiser,
+                        given(self.denoiser, conditions),
                         draws.operator,
                         draws.noise,
                         settings,
@@ -124,13 +123,31 @@ class Prior:
                         on_step=on_step,
                     )
                 else:
-                    drawn = self.generator(draws.noise, draws.operator, draws.coil_noise)
+                    drawn = self.generator(draws.noise, draws.operator, draws.coil_noise, conditions)
             images.append(drawn.cpu())
             advance(len(drawn))
         return torch.cat(images)
 
-    def check_request(self, n: int, *, teacher: bool = False, watched: bool = False) -> None:
+    def conditions(self, count: int, contrast: str | None = None, field: float | None = None) -> Tensor | None:
+        """Conditions ``(count, 2)`` of ``count`` images of one scan; None for a prior that takes none."""
+        if not self.config.network.conditions:
+            return None
+        return encode(contrast, field).to(self.device).expand(count, -1)
+
+    def check_request(
+        self,
+        n: int,
+        *,
+        teacher: bool = False,
+        watched: bool = False,
+        contrast: str | None = None,
+        field: float | None = None,
+    ) -> None:
         """Raise `InputError` where `sample` would; ``watched``: its steps are asked for."""
+        for name, value in {"contrast": contrast, "field": field}.items():
+            if value is not None and name not in self.config.network.conditions:
+                raise InputError(f"--{name} {value}: this prior was trained without it; leave it out")
+        encode(contrast, field)
         if n < 1:
             raise InputError(f"--n {n}: must be at least 1")
         if not teacher and self.generator is None:

@@ -32,7 +32,9 @@ FLOORS = {
     "rsdmri.physics.masks.*": 1,
     "rsdmri.diffusion.schedule": 1,
     "rsdmri.diffusion.dropout": 1,
+    "rsdmri.diffusion.conditions": 1,
     "rsdmri.diffusion.unet": 1,
+    "rsdmri.diffusion.backbones": 1,
     "rsdmri.physics": 2,  # as high as what it passes on
     "rsdmri.physics.sense": 2,
     "rsdmri.physics.solve": 2,
@@ -138,6 +140,8 @@ WRAPPED = {
     "cufinufft": {"rsdmri.physics.noncartesian"},
     "deepinv": {"rsdmri.physics.adapters"},
     "mrpro": {"rsdmri.physics.adapters"},
+    "diffusers": {"rsdmri.diffusion.backbones"},
+    "monai": {"rsdmri.diffusion.backbones"},
     "ismrmrd": set(),
     "twixtools": {"rsdmri.data.twix"},
     "fsspec": {"rsdmri.data.remote"},

@@ -279,7 +279,7 @@ OPTIONS = {
               "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
     "average": {"--out": None, "--sigma-rel": None, "--stage": "all", "--data": None, "--device": "auto"},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--sampler": "heun", "--steps": 18, "--churn": 0.0,
-               "--states": None, "--seed": 0, "--out": None},
+               "--states": None, "--contrast": None, "--field": None, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
                     "--format": "h5,png", "--force": None, "--dicom-source": None, "--trust": None},
     "evaluate": {"--out": None},

@@ -125,6 +125,8 @@ class SliceRef:
     path: Location
     index: int
     mask: Tensor
+    contrast: str = ""
+    """What the manifest says of it."""
 
 
 class TrainingSlices:
@@ -159,7 +161,7 @@ class TrainingSlices:
         self.buckets: OrderedDict[Shape, list[int]] = OrderedDict()
         self._files: dict[Location, list[int]] = {}
         for entry in entries:
-            self._add(entry.path, ambient)
+            self._add(entry.path, entry.contrast, ambient)
             advance()
         self._reader, self._disk = SliceReader(), disk
         self._local = threading.local()  # the buffer of each thread
@@ -176,7 +178,7 @@ class TrainingSlices:
         if ambient:
             self._check_coverage()
 
-    def _add(self, path: Location, ambient: bool) -> None:
+    def _add(self, path: Location, contrast: str, ambient: bool) -> None:
         shape = scan_shape(path)
         if not shape.prospective:
             self.law.check(shape.x, shape.coils, torch.as_tensor(shape.absent), ambient=ambient)
@@ -187,7 +189,7 @@ class TrainingSlices:
             kind = (shape.coils, shape.y, shape.x, len(mask), shape.prospective)
             self.buckets.setdefault(kind, []).append(len(self.slices))
             self._files.setdefault(path, []).append(len(self.slices))
-            self.slices.append(SliceRef(shape, path, index, mask))
+            self.slices.append(SliceRef(shape, path, index, mask, contrast))
 
     def __len__(self) -> int:
         return len(self.slices)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.denoiser import Denoiser, given
 from rsdmri.physics.sense import Sampling, Sense
 
 SIGMA_INIT = 2.5
@@ -24,8 +24,14 @@ class Generator(nn.Module):
         self.sigma_init = sigma_init
         self.mask_free = mask_free
 
-    def forward(self, noise: Tensor, operator: Sense | Sampling, coil_noise: Tensor | None = None) -> Tensor:
-        """Turn standard noise ``(batch, y, x)`` into images ``(batch, y, x)``.
+    def forward(
+        self,
+        noise: Tensor,
+        operator: Sense | Sampling,
+        coil_noise: Tensor | None = None,
+        conditions: Tensor | None = None,
+    ) -> Tensor:
+        """Turn standard noise ``(batch, y, x)`` into images ``(batch, y, x)`` of scans of ``conditions``.
 
         ``coil_noise`` is the part of k-space noise that no image has (`Acquisitions.draw_coil_noise`); with every line
         shown there is none.
@@ -36,4 +42,4 @@ class Generator(nn.Module):
         u = operator.normal(self.sigma_init * noise)
         if coil_noise is not None:
             u = u + self.sigma_init * coil_noise
-        return self.denoiser(u, operator, sigma)
+        return given(self.denoiser, conditions)(u, operator, sigma)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsdmri.diffusion.batch import Batch, NoiseDraw, shown_noise
-from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.denoiser import Denoiser, given
 from rsdmri.diffusion.schedule import SIGMA_MIN, karras_sigma, unit_noise
 
 Objective = Literal["sid", "dmd", "sds"]
@@ -57,6 +57,7 @@ def generator_loss(
     w = mean |x_g - f_phi| per item, constant, at least 1e-5.
     """
     shown = batch.shown
+    teacher, fake_score = given(teacher, batch.conditions), given(fake_score, batch.conditions)
     noise = draw.sigma[:, None, None] * shown_noise(shown, draw.noise)
     if objective == "sid":
         u = shown.normal(images) + noise

@@ -157,10 +157,10 @@ class PriorStage:
     def _generated(self, generator: Generator, batch: Batch, latent: Latent) -> Tensor:
         if batch.maps is None and latent.noise.shape != batch.image.shape:  # images larger than what is measured
             every = torch.ones(latent.noise.shape, dtype=torch.bool, device=latent.noise.device)
-            return generator(latent.noise, Sampling(every, tuple(latent.noise.shape)))
+            return generator(latent.noise, Sampling(every, tuple(latent.noise.shape)), None, batch.conditions)
         shown = batch.shown
         coils = None if latent.coils is None else coil_part(shown, latent.coils)
-        return generator(latent.noise, shown, coils)
+        return generator(latent.noise, shown, coils, batch.conditions)
 
     def _seen(self, images: Tensor) -> Tensor:
         """``images`` as the scores see them."""
@@ -190,6 +190,7 @@ class PriorStage:
     ) -> tuple[Tensor, ...]:
         images = self._generated(self.generator, batch, latent)
         seen = self._seen(images)
+        fresh = replace(fresh, conditions=batch.conditions)
         found = generator_loss(
             self.settings.objective, seen, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
         )

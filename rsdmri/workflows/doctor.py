@@ -24,6 +24,8 @@ _OPTIONAL = {
     "tensorboard": ("tensorboard", "event files of a training"),
     "deepinv": ("deepinv", "its operators here and ours there"),
     "mrpro": ("mrpro", "its operators here and ours there"),
+    "diffusers": ("diffusers", "its U-Net as the backbone"),
+    "monai": ("monai", "its U-Net as the backbone"),
 }
 
 

@@ -28,6 +28,8 @@ def sample(
     sampler: SamplerSettings | None = None,
     states: bool = False,
     seed: int = 0,
+    contrast: str | None = None,
+    field: float | None = None,
     out: Path = Path("samples"),
     device: str = "auto",
     say: Callable[[str], None] = print,
@@ -44,6 +46,7 @@ def sample(
         states: keep what the teacher's sampler went through for the first 8 images: ``states`` and ``denoised``
             ``(8, steps, y, x)`` and ``sigma`` ``(steps,)`` in ``samples.h5``, and the picture ``states.png``.
         seed: of the samples.
+        contrast: of the images, and ``field`` strength in tesla, for priors that take them.
         out: folder.
         device: ``auto``, or a torch device.
         say: where the lines for the user go.
@@ -57,10 +60,11 @@ def sample(
     if not teacher and settings != SamplerSettings():
         raise InputError("--sampler, --steps and --churn: the one-step prior takes one step; add --teacher")
     prior = load_prior(newest_prior() if path is None else path, device)
-    prior.check_request(n, teacher=teacher, watched=states)
+    known: dict[str, Any] = {"contrast": contrast, "field": field}
+    prior.check_request(n, teacher=teacher, watched=states, **known)
     folder = output_directory(out)
     kept = Trajectory(SHOWN_STATES) if states else None
-    images, rate = timed_samples(prior, n, teacher=teacher, sampler=settings, seed=seed, kept=kept)
+    images, rate = timed_samples(prior, n, teacher=teacher, sampler=settings, seed=seed, kept=kept, **known)
     evaluations = settings.evaluations if teacher else 1
     attrs = {
         "method": f"teacher, {settings}" if teacher else "one-step prior",
@@ -69,6 +73,7 @@ def sample(
         "seed": seed,
         "version": __version__,
         "note": RESEARCH_ONLY,
+        **{name: value for name, value in known.items() if value is not None},
     }
     written = _write(folder, images, attrs, kept)
     say(f"{n} images of {images.shape[1]} x {images.shape[2]}, {evaluations} evaluations each: {rate:.1f} images/s")
@@ -101,13 +106,15 @@ def timed_samples(
     sampler: SamplerSettings | None = None,
     seed: int = 0,
     kept: Trajectory | None = None,
+    **known: Any,
 ) -> tuple[np.ndarray, float]:
     """Samples ``(n, y, x)`` and images per second, the first (warm-up) evaluation not counted.
 
-    The bar moves with each step of the teacher; ``kept`` takes its states.
+    The bar moves with each step of the teacher; ``kept`` takes its states; ``known`` is the
+    ``contrast`` and the ``field`` of `Prior.sample`.
     """
     settings = sampler or SamplerSettings()
-    prior.sample(min(n, 2), seed=seed, teacher=teacher, steps=1)
+    prior.sample(min(n, 2), seed=seed, teacher=teacher, steps=1, **known)
     with progress(f"Sampling teacher, {settings}" if teacher else "Sampling prior", total=n) as bar:
 
         def step_done(step: Step) -> None:
@@ -117,6 +124,6 @@ def timed_samples(
 
         watch: dict[str, Any] = {"on_step": step_done} if teacher else {"advance": bar.advance}
         started = time.monotonic()
-        images = prior.sample(n, seed=seed, teacher=teacher, sampler=settings, **watch)
+        images = prior.sample(n, seed=seed, teacher=teacher, sampler=settings, **watch, **known)
         rate = n / (time.monotonic() - started)
     return images.numpy(), rate

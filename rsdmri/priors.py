@@ -33,12 +33,11 @@ FORMAT = 1
 BANK_BYTES = 48e6
 
 
-def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> Denoiser:
-    """Denoiser with freshly initialised weights, the same for the same seed."""
+def build_unet(config: Config) -> UNet:
+    """The backbone that ``config`` describes, its weights not drawn yet."""
     network = config.network
-    autocast = network.precision == "bfloat16" or (network.precision == "auto" and device.type != "cpu")
     parts = 2 if config.corruption.kind == "fourier" else 1  # complex images or magnitudes
-    unet = UNet(
+    return UNet(
         parts + 1,
         parts,
         channels=network.channels,
@@ -46,8 +45,20 @@ def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> D
         attention=network.attention,
         dropout=network.dropout,
     )
+
+
+def runs_in_bfloat16(config: Config, device: torch.device) -> bool:
+    """Whether the network computes in bfloat16 on ``device``."""
+    precision = config.network.precision
+    return precision == "bfloat16" or (precision == "auto" and device.type != "cpu")
+
+
+def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> Denoiser:
+    """Denoiser with freshly initialised weights, the same for the same seed."""
+    unet = build_unet(config)
     unet.initialise(torch_generator(config.seed, "init"))
-    denoiser = Denoiser(unet, sigma_data, config.preconditioning, network.cg_iterations, autocast)
+    autocast = runs_in_bfloat16(config, device)
+    denoiser = Denoiser(unet, sigma_data, config.preconditioning, config.network.cg_iterations, autocast)
     return denoiser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -39,12 +39,14 @@ class Batch:
         return Batch(self.measured[items], maps, self.mask[items], self.further_mask[items], self.sigma_y[items])
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to ``device``."""
-        measured, mask, further_mask, sigma_y = (
-            part.to(device, non_blocking=True) for part in (self.measured, self.mask, self.further_mask, self.sigma_y)
-        )
-        maps = None if self.maps is None else self.maps.to(device, non_blocking=True)
-        return Batch(measured, maps, mask, further_mask, sigma_y)
+        """Copy to ``device``; to an accelerator from pinned memory, so that the host need not wait."""
+
+        def moved(part: Tensor) -> Tensor:
+            pinned = part.pin_memory() if device.type == "cuda" and part.device.type == "cpu" else part
+            return pinned.to(device, non_blocking=True)
+
+        maps = None if self.maps is None else moved(self.maps)
+        return Batch(moved(self.measured), maps, moved(self.mask), moved(self.further_mask), moved(self.sigma_y))
 
     @property
     def image(self) -> Tensor:

@@ -104,8 +104,9 @@ class Denoiser(nn.Module):
             inputs, outer = _scaled(base, (1 + ratio) / total), data.expand_as(sigma)
         else:
             base, inputs, outer = _scaled(u, (data / total) ** 2), _scaled(u, 1 / total), sigma * data / total
-        estimate = within_support(base + _scaled(self._network(inputs, operator.mask, sigma), outer), operator)
+        estimate = base + _scaled(self._network(inputs, operator.mask, sigma), outer)
         if self.preconditioning == "consistent":
+            estimate = within_support(estimate, operator)
             estimate = estimate + ridge_inverse(u - operator.normal(estimate), operator, ratio, self.iterations)
         return within_support(estimate, operator)
 

@@ -18,7 +18,9 @@ from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
     BatchSource,
     Metrics,
+    adam,
     apply_gradients,
+    compiled,
     learning_rate,
     load,
     load_moments,
@@ -50,8 +52,10 @@ class PriorStage:
         self.batches, self.shards = batches, shards
         self._of_generator: list[Tensor] = list(self.generator.parameters())
         self._of_fake: list[Tensor] = list(self.fake_score.parameters())
-        self.optimiser = torch.optim.Adam(self._of_generator, lr=self.settings.learning_rate, betas=(0.0, 0.999))
-        self.fake_optimiser = torch.optim.Adam(self._of_fake, lr=self.settings.fake_learning_rate, betas=(0.0, 0.999))
+        self.optimiser = adam(self._of_generator, self.settings.learning_rate, (0.0, 0.999))
+        self.fake_optimiser = adam(self._of_fake, self.settings.fake_learning_rate, (0.0, 0.999))
+        for denoiser in (self.teacher, self.fake_score, self._frozen_fake, self.generator.denoiser):
+            compiled(denoiser, config.network.compile)
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take one step of the fake score and one of the generator, on the same generated images."""

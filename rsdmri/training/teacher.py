@@ -2,7 +2,6 @@
 
 import copy
 
-import torch
 from torch import Tensor
 
 from rsdmri.config import Config
@@ -15,7 +14,9 @@ from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
     BatchSource,
     Metrics,
+    adam,
     apply_gradients,
+    compiled,
     learning_rate,
     load,
     load_moments,
@@ -42,7 +43,8 @@ class TeacherStage:
         self.denoiser, self.batches, self.shards = denoiser.train(), batches, shards
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self.parameters: list[Tensor] = list(denoiser.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, lr=self.settings.learning_rate)
+        self.optimiser = adam(self.parameters, self.settings.learning_rate)
+        compiled(denoiser, config.network.compile)
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take optimiser step ``index``."""

@@ -5,18 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from rsdmri.config import Config
-from rsdmri.data.dataset import MaskLaw, TrainingSlices
+from rsdmri.data.dataset import MaskLaw, Shape, TrainingSlices
 from rsdmri.data.hdf5 import shown
 from rsdmri.data.manifest import read_manifest
 from rsdmri.data.remote import Location
 from rsdmri.data.slice_cache import SliceCache
-from rsdmri.diffusion.unet import UNet, parameter_count
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
+from rsdmri.priors import runs_in_bfloat16
 from rsdmri.progress import progress
+from rsdmri.runtime import free_memory
+from rsdmri.training.shards import Shards
+from rsdmri.workflows.cost import Memory, Operations, SliceSize, StageName, memory, network_cost, operations
+from rsdmri.workflows.throughput import TYPICAL_SHARE, matrix_peak, trial_step
+
+STAGES: tuple[StageName, ...] = ("teacher", "prior")
+_CHEAP = 2.0  # seconds of a step that a dry run takes for real
 
 
 def mask_law(config: Config) -> MaskLaw:
@@ -44,28 +50,43 @@ def open_slices(config: Config, source: Location) -> TrainingSlices:
 
 @dataclass(frozen=True)
 class Plan:
-    """Lines to print before training, and what they were worked out from."""
+    """Lines to print before training, and what they were worked out from.
+
+    Attributes:
+        lines: for the user.
+        drop: lines that the further mask drops.
+        parameters: of the network.
+        size: of the commonest slices.
+        operations: of a step per image, by stage.
+        memory: of the largest slices, by stage.
+        fits: free memory holds the batches.
+    """
 
     lines: list[str]
     drop: int
     parameters: int
-    memory_gb: float
+    size: SliceSize
+    operations: dict[str, Operations]
+    memory: dict[str, Memory]
+    fits: bool
 
 
-def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
+def plan_training(config: Config, slices: TrainingSlices, source: str, device: torch.device) -> Plan:
     """Work out what training on ``slices`` will do; nothing is read but shapes and masks."""
     ref = slices.slices[slices.commonest()[0]]
     width, nominal = ref.file.x, config.acquisition.acceleration
     achieved = [masks.achieved_acceleration(r.mask, torch.as_tensor(r.file.absent)) for r in slices.slices]
     scans = len({r.path for r in slices.slices})
     drop = slices.further_drop(ref)
-    unet = UNet(channels=config.network.channels, blocks=config.network.blocks, attention=config.network.attention)
-    largest = max(slices.buckets, key=lambda shape: shape[1] * shape[2])
-    batch = max(config.teacher.batch, config.prior.batch)
-    activations = activation_numbers(unet, largest[1:3])
-    memory = 4 * (10 * parameter_count(unet) + 3 * batch * (activations + 8 * 2 * largest[0] * largest[1] * largest[2]))
     family = "as acquired (prospective)" if ref.file.prospective else config.acquisition.mask
     counts = slices.coverage()[width]
+    kinds = sorted(slices.buckets, key=lambda kind: kind[0] * kind[1] * kind[2])
+    common = next(kind for kind, items in slices.buckets.items() if items is slices.commonest())
+    size, largest = _slice_size(config, common), _slice_size(config, kinds[-1])
+    cost = network_cost(config, size)
+    spent: dict[str, Operations] = {stage: operations(config, stage, size, cost) for stage in STAGES}
+    needed = _memory(config, largest, device)
+    room = _room(config, slices, kinds[-1], device)
     lines = [
         f"data: {source}: {scans} scans, {len(slices)} slices, matrix {ref.file.y} x {ref.file.x}, "
         f"{ref.file.coils} coils",
@@ -75,25 +96,75 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
         f"coverage: each line acquired in {int(counts.min())} to {int(counts.max())} of {len(slices)} slices; "
         f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
-        f"objective: {config.objective}; network: {parameter_count(unet):,} parameters, {config.preconditioning} "
-        f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}",
+        f"objective: {config.objective}; network: {cost.parameters:,} parameters, {config.preconditioning} "
+        "preconditioning",
+        *(_stage_line(config, stage, spent[stage], needed[stage], room) for stage in STAGES),
     ]
-    return Plan(lines, drop, parameter_count(unet), memory / 1e9)
+    lacking = [stage for stage in STAGES if room is not None and needed[stage].of(_batch(config, stage)) > room]
+    lines += [_cure(config, stage, needed[stage], room or 0.0) for stage in lacking]
+    return Plan(lines, drop, cost.parameters, size, spent, needed, not lacking)
 
 
-def activation_numbers(network: nn.Module, size: tuple[int, ...]) -> int:
-    """Numbers that one item of ``size`` (y, x) leaves in the outputs of the network's layers."""
-    total = 0
+def time_line(config: Config, plan: Plan, device: torch.device) -> str:
+    """How long a step and the stages will take: from a timed step where that is cheap, else from the matrix peak."""
+    dtype = torch.bfloat16 if runs_in_bfloat16(config, device) else torch.float32
+    shards = Shards(config.workers, device)
+    work = {stage: _batch(config, stage) * plan.operations[stage].total for stage in STAGES}
+    seconds, basis = work["teacher"] / (TYPICAL_SHARE * matrix_peak(device, dtype)), "estimated"
+    if seconds < _CHEAP and plan.fits:
+        seconds, basis = trial_step(config, plan.size, device, shards), "measured on noise"
+    each = {"teacher": seconds, "prior": seconds * work["prior"] / work["teacher"]}
+    steps = {
+        stage: config.steps or (config.teacher.steps if stage == "teacher" else config.prior.steps) for stage in STAGES
+    }
+    parts = [f"{stage} {each[stage]:.2g} s a step, {_duration(each[stage] * steps[stage])} in all" for stage in STAGES]
+    return f"time, {basis}: {'; '.join(parts)}"
 
-    def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        nonlocal total
-        total += output[0].numel()
 
-    handles = [m.register_forward_hook(count) for m in network.modules() if not list(m.children())]
-    probe = network.to("meta")
-    try:
-        probe(torch.empty(1, 3, *size, device="meta"), torch.empty(1, device="meta"))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total
+def _batch(config: Config, stage: StageName) -> int:
+    return config.teacher.batch if stage == "teacher" else config.prior.batch
+
+
+def _slice_size(config: Config, kind: Shape) -> SliceSize:
+    coils, height, width, rows, _ = kind
+    images = config.corruption.kind != "fourier" or config.objective not in ("ambient", "fourier-ambient")
+    return SliceSize(0 if images else coils, height, width, lines=rows == 1)
+
+
+def _memory(config: Config, size: SliceSize, device: torch.device) -> dict[str, Memory]:
+    cost, shares = network_cost(config, size), Shards(config.workers, device).workers
+    half = runs_in_bfloat16(config, device)
+    return {stage: memory(config, stage, size, cost, shares=shares, half=half) for stage in STAGES}
+
+
+def _room(config: Config, slices: TrainingSlices, kind: Shape, device: torch.device) -> float | None:
+    """Nine tenths of the memory that is free, less the slices that will be kept in it."""
+    free = free_memory(device)
+    if free is None:
+        return None
+    on_host = device.type == "cpu"
+    kept = min(config.data.cache_gb * 1e9, len(slices) * 16 * kind[0] * kind[1] * kind[2]) if on_host else 0
+    return max(0.0, 0.9 * free - kept)
+
+
+def _stage_line(config: Config, stage: StageName, spent: Operations, needed: Memory, room: float | None) -> str:
+    batch = _batch(config, stage)
+    fitting = "" if room is None else f"; {room / 1e9:.1f} GB are free, enough for batch {needed.largest_batch(room)}"
+    return (
+        f"{stage}: {spent.total / 1e9:.2f} GFLOP an image ({100 * spent.physics / spent.total:.0f} % of it the "
+        f"acquisition operator), about {needed.of(batch) / 1e9:.2f} GB at batch {batch}{fitting}"
+    )
+
+
+def _cure(config: Config, stage: StageName, needed: Memory, room: float) -> str:
+    most = needed.largest_batch(room)
+    cure = f"--set {stage}.batch={most}, or " if most else ""
+    return (
+        f"warning: {stage}: batch {_batch(config, stage)} needs about {needed.of(_batch(config, stage)) / 1e9:.1f} GB "
+        f"and {room / 1e9:.1f} GB are free; use {cure}a smaller network (network.channels, network.blocks)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds // 60) % 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(seconds) % 60:02d} s"

@@ -34,6 +34,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "network.channels": ("[8, 16]", (8, 16)),
         "network.preconditioning": ("published", "published"),
         "network.precision": ("bfloat16", "bfloat16"),
+        "network.compile": ("off", "off"),
         "prior.objective": ("dmd", "dmd"),
         "teacher.objective": ("fourier-ambient", "fourier-ambient"),
         "teacher.images": ("l1-wavelet", "l1-wavelet"),

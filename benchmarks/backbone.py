@@ -26,21 +26,21 @@ def step(preset: str, stage: str, backbone: str) -> None:
     import torch
 
     from rsdmri.config import load_config
-    from rsdmri.diffusion.backbones import build_backbone
     from rsdmri.diffusion.batch import Batch
-    from rsdmri.diffusion.unet import parameter_count
     from rsdmri.physics import masks
     from rsdmri.priors import build_denoiser
     from rsdmri.runtime import select_device, torch_generator
     from rsdmri.training.prior import PriorStage
     from rsdmri.training.shards import Shards
     from rsdmri.training.teacher import TeacherStage
-    from rsdmri.workflows.plan import training_bytes
+    from rsdmri.workflows.cost import SliceSize, memory, network_cost
 
     size, batch = CASES[preset]
     settings = [f"network.{name}" for name in (f"preset={preset}", f"backbone={backbone}")]
     config = load_config(None, [*settings, f"teacher.batch={batch}", f"prior.batch={batch}"])
-    foretold = training_bytes(config, build_backbone(config), (COILS, size, size))
+    place = SliceSize(COILS, size, size)
+    cost = network_cost(config, place)
+    foretold = {name: memory(config, name, place, cost).of(batch) for name in ("teacher", "prior")}
 
     def batches(count: int, *key: object) -> Batch:
         generator = torch_generator(*key)
@@ -63,7 +63,7 @@ def step(preset: str, stage: str, backbone: str) -> None:
     del denoiser
     for index in range(2):  # the optimiser's moments appear after the first
         trained.step(index, 0.0)
-    found, count = peak() - before, parameter_count(build_backbone(config))
+    found, count = peak() - before, cost.parameters
     print(
         f"| {backbone} {preset} | {count / 1e6:.1f} | {size} x {size}, batch {batch} | {stage} | {found / 1e9:.2f} "
         f"| {foretold[stage] / 1e9:.2f} |",

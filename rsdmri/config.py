@@ -82,6 +82,7 @@ class NetworkConfig(Section):
     )
     cg_iterations: int = Field(6, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile in training; auto: on CUDA")
 
     @model_validator(mode="before")
     @classmethod

@@ -35,13 +35,18 @@ FORMAT = 1
 BANK_BYTES = 48e6
 
 
+def runs_in_bfloat16(config: Config, device: torch.device) -> bool:
+    """Whether the network computes in bfloat16 on ``device``."""
+    precision = config.network.precision
+    return precision == "bfloat16" or (precision == "auto" and device.type != "cpu")
+
+
 def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> Denoiser:
     """Denoiser with freshly initialised weights, the same for the same seed."""
-    network = config.network
-    autocast = network.precision == "bfloat16" or (network.precision == "auto" and device.type != "cpu")
+    autocast = runs_in_bfloat16(config, device)
     backbone = build_backbone(config)
     backbone.initialise(torch_generator(config.seed, "init"))
-    denoiser = Denoiser(backbone, sigma_data, config.preconditioning, network.cg_iterations, autocast)
+    denoiser = Denoiser(backbone, sigma_data, config.preconditioning, config.network.cg_iterations, autocast)
     return denoiser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

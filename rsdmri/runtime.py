@@ -6,6 +6,7 @@ so that the same key gives the same stream on every machine and in every process
 
 import hashlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rsdmri.errors import InputError
@@ -42,6 +43,57 @@ def prepare_process(threads: int | None = None) -> None:
     torch.set_flush_denormal(True)
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def cores() -> int:
+    """Processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep large blocks that are freed, for the next step of a training asks for the same ones.
+
+    Otherwise every step gets fresh pages from the kernel and pays for their zeroing. Returns whether it was done: not
+    with another C library, and not where MALLOC_ variables of the environment say what is wanted.
+    """
+    import ctypes
+    import platform
+
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    allocator = ctypes.CDLL(None).mallopt
+    trim_threshold, mmap_threshold, kept = -1, -3, 1 << 30
+    return bool(allocator(trim_threshold, kept)) and bool(allocator(mmap_threshold, kept))
+
+
+def free_memory(device: "torch.device") -> int | None:
+    """Bytes that ``device`` has left, on a CPU within the limit of the control group; None where nothing tells."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return free_host_memory() if device.type == "cpu" else None
+
+
+def free_host_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that the host, and the control group (version 1 or 2) below ``root``, have left; None off Linux."""
+    try:
+        table = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = 1024 * int(table["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
+    groups = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+    for limit, used in groups:
+        try:
+            base = (root / "sys/fs/cgroup" / limit).parent
+            most = int((root / "sys/fs/cgroup" / limit).read_text(encoding="ascii"))
+            now = int((root / "sys/fs/cgroup" / used).read_text(encoding="ascii"))
+            counts = dict(line.split() for line in (base / "memory.stat").read_text(encoding="ascii").splitlines())
+        except (OSError, ValueError):  # no such group, or "max": no limit
+            continue
+        cache = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))  # given back when needed
+        free = min(free, max(0, most - now + cache))
+    return free
 
 
 def seed_of(*key: object) -> int:

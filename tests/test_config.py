@@ -37,6 +37,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "network.conditions": ("['field']", ("field",)),
         "network.preconditioning": ("published", "published"),
         "network.precision": ("bfloat16", "bfloat16"),
+        "network.compile": ("off", "off"),
         "prior.objective": ("dmd", "dmd"),
         "prior.fake_residual": ("further", "further"),
         "teacher.objective": ("fourier-ambient", "fourier-ambient"),

@@ -41,8 +41,13 @@ class Batch:
         return self._each(lambda part: part[items])
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to ``device``."""
-        return self._each(lambda part: part.to(device, non_blocking=True))
+        """Copy to ``device``; to an accelerator from pinned memory, so that the host need not wait."""
+
+        def moved(part: Tensor) -> Tensor:
+            pinned = part.pin_memory() if device.type == "cuda" and part.device.type == "cpu" else part
+            return pinned.to(device, non_blocking=True)
+
+        return self._each(moved)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """``function`` of every tensor."""

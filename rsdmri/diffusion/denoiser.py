@@ -109,9 +109,9 @@ class Denoiser(nn.Module):
             inputs, outer = _scaled(base, (1 + ratio) / total), data.expand_as(sigma)
         else:
             base, inputs, outer = _scaled(u, (data / total) ** 2), _scaled(u, 1 / total), sigma * data / total
-        answer = self._network(inputs, operator.mask, sigma, conditions)
-        estimate = within_support(base + _scaled(answer, outer), operator)
+        estimate = base + _scaled(self._network(inputs, operator.mask, sigma, conditions), outer)
         if self.preconditioning == "consistent":
+            estimate = within_support(estimate, operator)
             left = u - operator.normal(estimate)
             estimate = estimate + ridge_inverse(left, operator, ratio.clamp_min(_LEAST_RATIO), self.iterations)
         return within_support(estimate, operator)

@@ -25,7 +25,9 @@ from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
     BatchSource,
     Metrics,
+    adam,
     apply_gradients,
+    compiled,
     dropout_seeds,
     gradient_norm,
     learning_rate,
@@ -84,8 +86,10 @@ class PriorStage:
         self.batches, self.shards, self.held_out = batches, shards, held_out
         self._of_generator: list[Tensor] = list(self.generator.parameters())
         self._of_fake: list[Tensor] = list(self.fake_score.parameters())
-        self.optimiser = torch.optim.Adam(self._of_generator, lr=self.settings.learning_rate, betas=(0.0, 0.999))
-        self.fake_optimiser = torch.optim.Adam(self._of_fake, lr=self.settings.fake_learning_rate, betas=(0.0, 0.999))
+        self.optimiser = adam(self._of_generator, self.settings.learning_rate, (0.0, 0.999))
+        self.fake_optimiser = adam(self._of_fake, self.settings.fake_learning_rate, (0.0, 0.999))
+        for denoiser in (self.teacher, self.fake_score, self._frozen_fake, self.generator.denoiser):
+            compiled(denoiser, config.network.compile)
 
     def _generator(self, denoiser: Denoiser) -> Generator:
         return Generator(denoiser, self.settings.sigma_init, self.settings.mask_free)

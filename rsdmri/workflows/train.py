@@ -6,22 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import Location, is_uri, refuse_secrets
 from rsdmri.data.simulate import write_simulated
 from rsdmri.errors import InputError
+from rsdmri.priors import runs_in_bfloat16
 from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
-from rsdmri.runtime import prepare_process, select_device
+from rsdmri.runtime import keep_freed_memory, prepare_process, select_device
 from rsdmri.workflows.grids import Grids
 from rsdmri.workflows.held_out import open_held_out
-from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
+from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training, time_line
 from rsdmri.workflows.run_folder import RunFolder
 from rsdmri.workflows.signals import Interrupted, stop_on_signal
 from rsdmri.workflows.snapshots import Snapshots
 from rsdmri.workflows.sources import Source, check_objective, open_source
 from rsdmri.workflows.tensorboard import TensorBoard, tensorboard_wanted
+from rsdmri.workflows.throughput import Throughput
 from rsdmri.workflows.trainer import Budget, Say, StageName, Trainer
 
 
@@ -55,19 +59,21 @@ def train(
     """
     started = time.monotonic()
     prepare_process()
+    keep_freed_memory()
     target = select_device(device)
     if dry_run and not config.data.path:
         _check_before(config, out, stage)
-        return _dry_run_simulated(config, out, say)
+        return _dry_run_simulated(config, out, target, say)
     folder = None if dry_run else RunFolder(out)
     with stop_on_signal() as stop, folder.lock() if folder is not None else _nothing():
         if folder is not None:
             folder.adopt(_recorded(config), allow_changes=allow_changes, say=say)
         try:
             _check_before(config, out, stage)
-            slices, location, plan, words = _open(config, out, say)
+            slices, location, plan, words = _open(config, out, target, say)
             source = open_source(_recorded(config), slices, target)
             if folder is None:
+                say(time_line(config, plan, target))
                 return out
             _prepare(source)
             held_out = open_held_out(_recorded(config), location, target, say)
@@ -76,7 +82,9 @@ def train(
                 folder.give_up()
             raise
         folder.accept_changes(_recorded(config))
+        dtype = torch.bfloat16 if runs_in_bfloat16(config, target) else torch.float32
         observers = (
+            Throughput(plan.operations, target, dtype),
             Snapshots(config, folder, say),
             Grids(config, folder, lambda: source.bank(plan.drop), say),
             TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
@@ -126,7 +134,7 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 
 
-def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Location, Plan, str]:
+def _open(config: Config, out: Path, device: torch.device, say: Say) -> tuple[TrainingSlices, Location, Plan, str]:
     if config.data.path:
         words = config.data.path
         if is_uri(words):
@@ -137,7 +145,7 @@ def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Location
         say("no --data given: training on simulated scans (warped ICBM152 anatomy)")
         source, words = simulate_into(config, out / "data"), "simulated scans"
     slices = open_slices(config, source)
-    plan = plan_training(config, slices, words)
+    plan = plan_training(config, slices, words, device)
     for line in plan.lines:
         say(line)
     return slices, source, plan, words
@@ -155,14 +163,15 @@ def _prepare(source: Source) -> None:
         source.prepare(bar.advance)
 
 
-def _dry_run_simulated(config: Config, out: Path, say: Say) -> Path:
+def _dry_run_simulated(config: Config, out: Path, device: torch.device, say: Say) -> Path:
     """Plan for simulated data without writing anything where the run would go."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
         few = config.model_copy(update={"simulate": config.simulate.model_copy(update={"scans": 3, "slices": 1})})
         say(f"dry run: figures from 3 sample slices; the run would simulate {config.simulate.scans} scans")
-        _open(few, Path(scratch), say)
+        _, _, plan, _ = _open(few, Path(scratch), device, say)
+        say(time_line(config, plan, device))
     return out
 
 

@@ -19,7 +19,7 @@ from rsdmri.training.checkpoint import latest_checkpoint, save_checkpoint
 from rsdmri.training.loop import Schedule, TrainingDivergedError, run_stage
 from rsdmri.training.prior import PriorStage
 from rsdmri.training.shards import Shards
-from rsdmri.training.stage import apply_gradients, learning_rate
+from rsdmri.training.stage import adam, apply_gradients, compiled, learning_rate, load_moments, moments
 from rsdmri.training.teacher import TeacherStage
 
 CPU = torch.device("cpu")
@@ -229,3 +229,49 @@ def test_a_diverged_step_is_not_yielded():
     assert next(loop).step == 1
     with pytest.raises(TrainingDivergedError):
         next(loop)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("gradient_layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_adam_is_that_of_its_paper_whatever_the_layout(layout, gradient_layout, resumed):
+    """The fused step reads memory in order; a stored moment or a gradient of another layout must not be mixed up."""
+    generator = torch_generator("adam")
+    start, *gradients = (torch.randn(6, 5, 3, 3, generator=generator) for _ in range(5))
+    parameter = start.clone(memory_format=layout).requires_grad_(True)
+    optimiser = adam([parameter], 0.1, (0.8, 0.99))
+    expected, first, second = start.double(), 0.0, 0.0
+    for number, gradient in enumerate(gradients, start=1):
+        if resumed:
+            stored = (
+                {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
+                if (state := moments("adam", optimiser))
+                else {}
+            )
+            optimiser = adam([parameter], 0.1, (0.8, 0.99))
+            load_moments("adam", optimiser, stored)
+        apply_gradients(optimiser, [parameter], [gradient.clone(memory_format=gradient_layout)], 0.1, float("inf"))
+        first, second = 0.8 * first + 0.2 * gradient.double(), 0.99 * second + 0.01 * gradient.double() ** 2
+        expected -= 0.1 * (first / (1 - 0.8**number)) / ((second / (1 - 0.99**number)).sqrt() + 1e-8)
+    torch.testing.assert_close(parameter.detach().double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("auto", 0), ("off", 0), ("on", 1)])
+def test_networks_are_compiled_where_it_is_wanted(monkeypatch, wanted, expected):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function, *a, **k: calls.append(function) or function)
+    stage = build("teacher", config(f"network.compile={wanted}"))
+    assert len(calls) == expected
+    assert set(build_denoiser(config(), 0.5, CPU).state_dict()) == set(stage.denoiser.state_dict())
+    assert stage.average.network._compiled_call_impl is None
+    stage.step(0, 0.0)
+
+
+@pytest.mark.slow
+def test_the_network_is_one_graph_and_takes_slices_of_several_sizes():
+    network = compiled(build_denoiser(config(), 0.5, CPU), "off").network
+    traced = torch.compile(network, backend="eager", fullgraph=True)
+    for height, width in ((8, 12), (10, 12), (9, 16)):
+        x = torch.randn(2, 3, height, width, generator=torch_generator(height, width))
+        level = torch.zeros(2)
+        torch.testing.assert_close(traced(x, level), network(x, level))

@@ -24,6 +24,8 @@ from rsdmri.workflows.train import train
 
 STAGES = ("teacher", "prior")
 
+CLOCKS = ("time", "elapsed", "images_per_s", "gflops_per_s", "peak_share")
+
 
 def quiet(line: str) -> None:
     del line
@@ -43,7 +45,7 @@ def settings(tiny_settings, simulated):
 
 
 def rows_of(run: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in ("elapsed", "time")} for row in read_metrics(run)]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in read_metrics(run)]
 
 
 def assert_same_weights(left: Path, right: Path) -> None:

@@ -16,6 +16,7 @@ from rsdmri.data.fastmri_write import write_scan
 from rsdmri.data.simulate import simulate_scan
 from rsdmri.errors import InputError
 from rsdmri.training.checkpoint import checkpoint_files, load_tensors
+from rsdmri.workflows import plan
 from rsdmri.workflows.plan import open_slices
 from rsdmri.workflows.run_folder import RunFolder, read_metrics
 from rsdmri.workflows.signals import Interrupted
@@ -41,6 +42,11 @@ def test_a_finished_run_holds_what_was_promised(finished_run):
     assert {"loss", "fake_loss", "score_gap", "sample_std", "gradient", "rate", "elapsed"} <= rows[-1].keys()
     assert [row["step"] for row in rows if "validation" in row] == [3, 6, 3, 6]
     for stage in STAGES:
+        speeds = [(row["images_per_s"], row["gflops_per_s"]) for row in rows if row["stage"] == stage]
+        work = {round(flops / images, 12) for images, flops in speeds}
+        assert min(min(pair) for pair in speeds) > 0
+        assert max(work) == pytest.approx(min(work))  # operations per image
+    for stage in STAGES:
         _, meta = load_tensors(finished_run / "checkpoints" / f"{stage}-00000006.safetensors")
         assert meta["config"] == config.to_dict()
         assert (meta["step"], meta["finished"]) == (6, True)
@@ -65,10 +71,22 @@ def test_the_plan_is_said_before_training(tmp_path, settings):
         r"further mask drops 2",
         r"image scale",
         r"27,578 parameters",
-        r"\d\.\d\d GB",
+        r"teacher: 0\.0\d GFLOP an image \(\d+ % of it the acquisition operator\), about 0\.0\d GB at batch 4; ",
+        r"prior: 0\.\d\d GFLOP an image .* GB are free, enough for batch \d{3,}",
+        r"time, measured on noise: teacher 0?\.?\S+ s a step, \S+ min .* in all; prior \S+ s a step, .* in all",
     ):
         assert re.search(pattern, text), pattern
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("free", "cure"), [(60e6, r"--set teacher\.batch=\d+, or a smaller"), (1e3, "use a smaller")])
+def test_a_batch_that_does_not_fit_is_said_with_its_cure(tmp_path, monkeypatch, settings, free, cure):
+    monkeypatch.setattr(plan, "free_memory", lambda device: free)
+    lines = []
+    go(settings("teacher.batch=64", "data.cache_gb=0"), tmp_path / "run", dry_run=True, say=lines.append)
+    text = "\n".join(lines)
+    assert re.search(r"warning: teacher: batch 64 needs about \d\.\d GB and 0\.\d GB are free; .*" + cure, text)
+    assert "time, estimated: teacher" in text  # nothing is tried that would not fit
 
 
 def test_a_dry_run_without_data_says_so_and_writes_nothing(tmp_path, monkeypatch):

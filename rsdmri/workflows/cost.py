@@ -1,0 +1,186 @@
+"""What training costs, worked out from shapes alone: operations per image, memory by batch size.
+
+The network runs on tensors without values, so that counting a large one needs neither time nor memory. Operations are
+those of its convolutions and matrix products (a multiplication and an addition make two) and, apart from them, those
+of the acquisition operator, a complex transform of n samples taken as 5 n log2 n.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rsdmri.config import Config
+from rsdmri.diffusion.backbones import build_backbone
+from rsdmri.diffusion.unet import SelfAttention, parameter_count
+
+StageName = Literal["teacher", "prior"]
+_DESCENT, _DEEPER = 4, 3  # evaluations of the consistency term without and with gradient
+_IN_FLIGHT = 5  # activations, the largest, that a backward pass holds beside what the forward one kept
+_COIL_STACKS = 14  # complex coil images: k-space and maps as drawn, shared out and prepared, and what losses make
+
+
+@dataclass(frozen=True)
+class SliceSize:
+    """Size of a training slice: ``coils`` (0: images without coils), matrix (y, x), ``lines`` or points sampled."""
+
+    coils: int
+    height: int
+    width: int
+    lines: bool = True
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Cost of the network for one image.
+
+    Attributes:
+        forward: operations of an evaluation.
+        learning: of the gradient of the weights, on top.
+        passing: of the gradient of the input with frozen weights, on top.
+        saved: bytes that an evaluation keeps for its gradient.
+        largest: bytes of the largest tensor among these.
+        parameters: number of weights.
+    """
+
+    forward: int
+    learning: int
+    passing: int
+    saved: int
+    largest: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations of a training step per image: of the network, and of the acquisition operator."""
+
+    network: float
+    physics: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.network + self.physics
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training adds to its process: ``fixed``, and ``item`` for each image of the batch."""
+
+    fixed: float
+    item: float
+
+    def of(self, batch: int) -> float:
+        """Bytes at ``batch`` images."""
+        return self.fixed + batch * self.item
+
+    def largest_batch(self, free: float) -> int:
+        """Largest batch within ``free`` bytes; 0 where not even one image fits."""
+        return max(0, int((free - self.fixed) // self.item))
+
+
+@functools.lru_cache(8)
+def network_cost(config: Config, size: SliceSize) -> NetworkCost:
+    """Count one image of ``size`` through the network of ``config``, in float32.
+
+    The gradient of a product of matrices is two such products, one for each factor; images need none.
+    """
+    network = build_backbone(config).to("meta")
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    counts: dict[nn.Module, int] = {}
+    attending: list[int] = []  # positions seen by the attention that is being evaluated
+    kept: dict[int, Tensor] = {}
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            counts[module] = 2 * output.numel() * module.weight[0].numel()
+        elif isinstance(module, SelfAttention):
+            counts[module] = 4 * inputs[0].numel() * attending.pop()
+
+    def keep(tensor: Tensor) -> Tensor:
+        scores = bool(attending) and tensor.shape[-2:] == (attending[0], attending[0])  # kernels compute these anew
+        if tensor.untyped_storage()._cdata not in weights and not scores:
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    for module in network.modules():
+        module.register_forward_hook(count)
+        if isinstance(module, SelfAttention):
+            module.register_forward_pre_hook(lambda _, inputs: attending.append(math.prod(inputs[0].shape[-2:])))
+    x = torch.empty(1, network.inputs, size.height, size.width, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x, torch.empty(1, device="meta"))
+    forward = sum(counts.values())
+    attention = sum(n for module, n in counts.items() if isinstance(module, SelfAttention))
+    saved = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
+    first = next(n for module, n in counts.items() if isinstance(module, nn.Conv2d))
+    learning, passing = 2 * forward - first, forward + attention
+    return NetworkCost(forward, learning, passing, sum(saved), max(saved), parameter_count(network))
+
+
+def operations(config: Config, stage: StageName, size: SliceSize, cost: NetworkCost) -> Operations:
+    """Operations of a step of ``stage`` for one image."""
+    learn, passed = cost.forward + cost.learning, cost.forward + cost.passing
+    if stage == "teacher":
+        extra = _DESCENT * cost.forward + _DEEPER * learn if config.teacher.consistency else 0
+        return Operations(learn + extra, _teacher_physics(config, size) * (_DESCENT + _DEEPER + 1 if extra else 1))
+    scores = {"sid": 2 * passed, "dmd": 2 * cost.forward, "sds": cost.forward}[config.prior.objective]
+    return Operations(2 * learn + scores, _prior_physics(config, size))
+
+
+def _teacher_physics(config: Config, size: SliceSize) -> float:
+    normal, transform = _normal(size), _transform(size)
+    noise = normal if config.objective == "ambient" else 0  # else it is added to the measurements
+    return noise + 3 * transform + _inverse(config, size, gradient=False)
+
+
+def _prior_physics(config: Config, size: SliceSize) -> float:
+    normal, transform, kind = _normal(size), _transform(size), config.prior.objective
+    generated = normal + _inverse(config, size, gradient=False)
+    back = kind == "sid"
+    scores = (2 if back else 1) * normal + (1 if kind == "sds" else 2) * _inverse(config, size, gradient=back)
+    return generated + scores + 2 * normal + _inverse(config, size, gradient=False) + 2 * transform
+
+
+def _inverse(config: Config, size: SliceSize, *, gradient: bool) -> float:
+    """The conjugate gradients of one denoiser evaluation, and of its gradient with respect to the input."""
+    solve = config.network.cg_iterations * (_normal(size) + 24 * size.height * size.width)
+    if config.preconditioning == "operator":
+        return (2 if gradient else 1) * solve
+    return 2 * (solve + _normal(size)) if config.preconditioning == "consistent" else 0
+
+
+def _normal(size: SliceSize) -> float:
+    """A^H A: two transforms of each coil image, along x alone for lines, and products with maps and mask."""
+    samples = size.coils * size.height * size.width
+    length = size.width if size.lines else size.width * size.height
+    return samples * (2 * 5 * math.log2(length) + 16)
+
+
+def _transform(size: SliceSize) -> float:
+    """A or A^H: one transform of each coil image, and products with maps and phase."""
+    samples = size.coils * size.height * size.width
+    return samples * (5 * math.log2(size.height * size.width) + 12)
+
+
+def memory(
+    config: Config, stage: StageName, size: SliceSize, cost: NetworkCost, *, shares: int = 1, half: bool = False
+) -> Memory:
+    """Memory of ``stage`` while it runs, ``shares`` threads computing gradients, ``half`` with bfloat16 activations.
+
+    Fixed are weights, averages, moments and gradients; each image adds what evaluations keep for their gradient, the
+    tensors of a backward pass in flight, and its coil images.
+    """
+    weights = 4 * cost.parameters
+    copies = 4 + shares + 1 if stage == "teacher" else 8 + 2 * (shares + 1)
+    saved = cost.saved * (0.5 if half else 1.0)
+    evaluations = 1 if stage == "teacher" else (4 if config.prior.objective == "sid" else 2)
+    if stage == "teacher" and config.teacher.consistency:
+        evaluations += _DEEPER
+    pixels = 8 * size.height * size.width
+    item = evaluations * saved + _IN_FLIGHT * cost.largest + pixels * (_COIL_STACKS * size.coils + 16)
+    return Memory(copies * weights, item)

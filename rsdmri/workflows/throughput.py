@@ -93,8 +93,8 @@ def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, second
 
 def wait_for(device: torch.device) -> None:
     """Wait until ``device`` has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def trial_step(config: Config, size: SliceSize, device: torch.device, shards: Shards) -> float:

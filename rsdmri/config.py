@@ -56,7 +56,7 @@ class AcquisitionConfig(Section):
     further_drop: int | None = Field(None, ge=1, description="lines the further mask drops; empty: W/R - W/(R+1)")
 
 
-# Peak memory of training and what each is for: see `rsdmri.diffusion.backbones`.
+# What each is for and the memory that it takes: see `rsdmri.diffusion.backbones`.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"channels": (16, 48, 96), "blocks": 1, "attention": 1},
     "small": {"channels": (32, 64, 96, 128), "blocks": 1, "attention": 1},

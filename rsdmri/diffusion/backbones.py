@@ -2,6 +2,17 @@
 
 All of them map ``(batch, inputs, y, x)``, c_noise ``(batch,)`` and, where asked for, conditions ``(batch, 2)`` to
 ``(batch, outputs, y, x)``, and draw their weights from a generator by ``initialise``.
+
+Presets (``network.preset``) with the peak memory of training steps, that of the imports taken off, on one CPU thread in
+float32 with 8 coils (benchmarks/backbone.py):
+
+| preset | channels | blocks | attention | parameters | for | measured at | teacher | prior |
+|---|---|---|---|---|---|---|---|---|
+| tiny | 16, 48, 96 | 1 | coarsest level | 0.8 M | the demo | 48 x 48, batch 16 | 0.21 GB | 0.62 GB |
+| small | 32, 64, 96, 128 | 1 | coarsest level | 2.0 M | the defaults | 128 x 128, batch 8 | 0.97 GB | 2.87 GB |
+| base | 64, 128, 256, 320, 352 | 2 | two levels | 35.6 M | 320 x 320 | 320 x 320, batch 1 | 2.93 GB | 8.89 GB |
+
+Explicit settings go before those of the preset.
 """
 
 import math

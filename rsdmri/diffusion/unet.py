@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
     """x -> skip(x) + conv(silu(modulated norm(conv(silu(norm(x)))))); the last convolution starts at zero.
 
     The sum is not scaled (DDPM++ divides it by sqrt(2)): pooling, and a skip over the concatenation in every block of
-    the way up, keep the size of x within a factor of 2 in the deepest preset.
+    the way up, keep the size of x within a factor of 2 in the deepest preset with random weights of unit gain.
     """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsdmri.config import load_config
-from rsdmri.priors import build_unet
+from rsdmri.diffusion.backbones import build_backbone
 from rsdmri.runtime import free_host_memory
 from rsdmri.workflows.cost import Memory, SliceSize, network_cost, operations
 
@@ -29,14 +29,14 @@ def test_a_tiny_network_costs_what_a_hand_count_says():
     hand = conv[3, 8] + 5 * conv[8, 8] + conv[16, 8] + conv[8, 2] + embed + modulations + skip
     assert cost.forward == hand
     assert cost.learning == 2 * hand - conv[3, 8]
-    assert cost.parameters == sum(p.numel() for p in build_unet(config).parameters())
+    assert cost.parameters == sum(p.numel() for p in build_backbone(config).parameters())
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (13, 18)])
 def test_counts_agree_with_the_counter_of_pytorch(height, width):
     config = load_config(None, ["network.channels=[8,16,32]", "network.blocks=2"])
     cost = network_cost(config, SliceSize(4, height, width))
-    unet = build_unet(config).to("meta")  # where attention is made of products that the counter knows
+    unet = build_backbone(config).to("meta")  # where attention is made of products that the counter knows
     x, level = torch.zeros(1, 3, height, width, device="meta"), torch.zeros(1, device="meta")
     with FlopCounterMode(display=False) as counter:
         result = unet(x, level)
@@ -101,6 +101,7 @@ def test_the_largest_batch_is_the_largest():
 MEASURE = """
 import json, sys
 from rsdmri.config import load_config
+from rsdmri.diffusion.backbones import build_backbone
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.training.shards import Shards
 from rsdmri.workflows.cost import SliceSize, memory, network_cost

@@ -378,6 +378,11 @@ def test_simulate_writes_scans_and_a_manifest(run):
     assert {entry.contrast for entry in entries} == {"T2w"}
 
 
+def said(err: str) -> list[str]:
+    """Lines of standard error but those of progress, which appear where the machine is slow."""
+    return [line for line in err.splitlines() if not re.search(r" in \d+ s|elapsed", line)]
+
+
 def test_index_writes_a_manifest_and_warns_of_broken_files(run, simulated):
     shutil.copytree(simulated, "scans", ignore=shutil.ignore_patterns("*.tsv"))
     Path("scans/bad.h5").write_text("bad")
@@ -385,9 +390,9 @@ def test_index_writes_a_manifest_and_warns_of_broken_files(run, simulated):
     assert code == 0
     assert out.startswith("4 scans of 4 subjects: train ")
     assert out.endswith("written: m.tsv\n")
-    assert err == "rsdmri: warning: 1 broken files left out, listed with reasons in m.broken.tsv\n"
+    assert said(err) == ["rsdmri: warning: 1 broken files left out, listed with reasons in m.broken.tsv"]
     code, out, err = run("index", "scans", "-o", "n.tsv", "--strict")
-    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert (code, out, len(said(err))) == (2, "", 1)
     assert "bad.h5: is not an HDF5 file" in err
     assert not Path("n.tsv").exists()
 
@@ -453,5 +458,5 @@ def test_stopping_a_training_exits_with_zero(run, monkeypatch, simulated, tiny_s
     sets = [part for each in (*tiny_settings, "steps=4") for part in ("--set", each)]
     code, _, err = run("train", "--data", simulated, "--out", "run", "--device", "cpu", *sets)
     assert code == 0
-    assert err == "teacher: stopped after step 1; run the same command to go on\n"
-    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["teacher-00000001.safetensors"]
+    assert said(err)[-1] == "teacher: stopped after step 1; run the same command to go on"
+    assert {path.name for path in Path("run/checkpoints").iterdir()} == {"manifest.json", "teacher-00000001.safetensors"}

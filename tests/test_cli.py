@@ -459,4 +459,5 @@ def test_stopping_a_training_exits_with_zero(run, monkeypatch, simulated, tiny_s
     code, _, err = run("train", "--data", simulated, "--out", "run", "--device", "cpu", *sets)
     assert code == 0
     assert said(err)[-1] == "teacher: stopped after step 1; run the same command to go on"
-    assert {path.name for path in Path("run/checkpoints").iterdir()} == {"manifest.json", "teacher-00000001.safetensors"}
+    found = {path.name for path in Path("run/checkpoints").iterdir()}
+    assert found == {"manifest.json", "teacher-00000001.safetensors"}

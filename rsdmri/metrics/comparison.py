@@ -21,7 +21,8 @@ class Estimate:
 
     def __str__(self) -> str:
         """``value [low, high]``."""
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        value, low, high = (f"{v:.0f}" if abs(v) >= 1000 else f"{v:.3g}" for v in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True)

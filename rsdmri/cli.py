@@ -61,9 +61,7 @@ class Contrast(StrEnum):
 
 Device = Annotated[str, typer.Option(help="auto, cpu, or another torch device")]
 Seed = Annotated[int, typer.Option(help="seed of everything random")]
-Variable = Annotated[
-    str | None, typer.Option(help="array that holds the k-space, for NumPy, MATLAB, HDF5 [the only one]")
-]
+Variable = Annotated[str | None, typer.Option(help="array of the k-space, for NumPy, MATLAB, HDF5 [the only one]")]
 Axes = Annotated[str | None, typer.Option(help="names of its axes, such as 'y x coil slice' [guessed]")]
 Frame = Annotated[int | None, typer.Option(help="time frame, echo or repetition to read [0]")]
 Trust = Annotated[bool, typer.Option("--trust", help="read files without the guard of a child process, for known ones")]
@@ -208,7 +206,8 @@ def train(
 def assess(
     prior: Annotated[Path, typer.Argument(help="run, prior or teacher folder")],
     reference: Annotated[str, typer.Option(help="fully sampled scans of other subjects: manifest or folder")],
-    samples: Annotated[int, typer.Option(min=2, help="number of samples")] = 256,
+    features: Annotated[list[str] | None, typer.Option(help="[mr-magnitude-v1], radiomics, inception=PATH")] = None,
+    samples: Annotated[int, typer.Option(min=12, help="number of samples")] = 256,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="output folder")] = Path("assessment"),
     device: Device = "auto",
@@ -216,7 +215,8 @@ def assess(
     """Measure a prior against clean images. Distances of its samples, errors of its denoiser, pictures."""
     from rsdmri.workflows.assess import assess as run
 
-    run(prior, _absolute(reference), samples=samples, seed=seed, out=out, device=device, say=typer.echo)
+    where, features = _absolute(reference), features or ["mr-magnitude-v1"]
+    run(prior, where, features=features, samples=samples, seed=seed, out=out, device=device, say=typer.echo)
 
 
 @app.command()

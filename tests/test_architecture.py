@@ -27,6 +27,9 @@ FLOORS = {
     "rsdmri.physics.fourier": 0,
     "rsdmri.data.scan": 0,
     "rsdmri.metrics.*": 0,
+    "rsdmri.metrics.inception": 1,
+    "rsdmri.metrics.feature_sets": 1,
+    "rsdmri.metrics.proximal": 2,
     "rsdmri.physics.linop": 1,
     "rsdmri.physics.masks": 1,
     "rsdmri.physics.masks.*": 1,
@@ -133,7 +136,7 @@ WRAPPED = {
     "nilearn": {"rsdmri.data.anatomy"},
     "pywt": {"rsdmri.physics.wavelet"},
     "sigpy": set(),
-    "skimage": {"rsdmri.metrics.image"},
+    "skimage": {"rsdmri.metrics.image", "rsdmri.metrics.radiomics"},
     "defusedxml": {"rsdmri.data.fastmri_header"},
     "hdf5plugin": {"rsdmri.data.hdf5"},
     "finufft": {"rsdmri.physics.noncartesian"},
@@ -146,6 +149,7 @@ WRAPPED = {
     "twixtools": {"rsdmri.data.twix"},
     "fsspec": {"rsdmri.data.remote"},
     "tensorboard": {"rsdmri.workflows.tensorboard"},
+    "torch_fidelity": {"rsdmri.metrics.inception"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "random", "torchvision"}
 

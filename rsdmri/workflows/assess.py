@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,10 @@ from rsdmri.diffusion.batch import shown_noise
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.files import output_directory, write_text
-from rsdmri.metrics.distribution import (
-    bootstrap,
-    describe_features,
-    frechet_distance,
-    image_features,
-    kernel_distance,
-)
+from rsdmri.metrics.comparison import Comparison, compare_features
+from rsdmri.metrics.feature_sets import select_features
+from rsdmri.metrics.features import Array, Features
+from rsdmri.metrics.spectrum import PowerSums, log_power_ratio, power_sums
 from rsdmri.physics import masks
 from rsdmri.physics.fourier import fft2c
 from rsdmri.physics.noise import whiten, whitening_matrix
@@ -35,6 +32,7 @@ from rsdmri.physics.sense import Sampling, Sense, sense
 from rsdmri.priors import Prior, load_prior
 from rsdmri.progress import progress
 from rsdmri.report.figures import image_grid, save_png
+from rsdmri.report.spectrum import spectrum_figure
 from rsdmri.runtime import numpy_generator, prepare_process, torch_generator
 from rsdmri.workflows.plan import mask_law
 from rsdmri.workflows.sample import timed_samples
@@ -45,17 +43,22 @@ LEVELS = (0.02, 0.1, 0.5, 2.0)
 
 @dataclass(frozen=True)
 class CleanSlice:
-    """A clean image (y, x) complex64 in a prior's units, with its coil maps and the mask of its file and slice."""
+    """A clean image (y, x) complex64 in a prior's units, with its coil maps and the mask of its file and slice.
+
+    ``power``: of k-space, corrected for sampling and noise, where the mask acquires it.
+    """
 
     image: Tensor
     maps: Tensor
     mask: Tensor
+    power: PowerSums
 
 
 def assess(
     path: Path,
     reference: Location,
     *,
+    features: Sequence[str] = ("mr-magnitude-v1",),
     samples: int = 256,
     seed: int = 0,
     out: Path = Path("assessment"),
@@ -64,11 +67,14 @@ def assess(
 ) -> dict[str, Any]:
     """Distances of samples to clean images, errors of the denoiser by noise level; written into ``out`` and returned.
 
-    ``assessment.json`` holds one row of figures, ``samples.png`` and ``reference.png`` what they were measured on.
+    ``assessment.json`` holds one row of figures, ``samples-*.png`` and ``reference.png`` what they were measured on,
+    ``spectrum.png`` the power of samples by spatial frequency.
 
     Args:
         path: run folder, or prior or teacher folder.
         reference: manifest or folder of fully sampled scans of subjects that the training set does not have.
+        features: what distances are measured in, see `select_features`; figures of the first stand at the top of the
+            row, those of others under their name.
         samples: number of samples of each sampler.
         seed: of samples and noise.
         out: folder.
@@ -76,11 +82,38 @@ def assess(
         say: where lines for the user go.
     """
     prepare_process()
+    sets = [select_features(name, device) for name in features]
     prior = load_prior(path, device)
     folder = output_directory(out)
     clean = clean_slices(prior, reference)
     target = np.abs(torch.stack([c.image for c in clean]).numpy())
-    row: dict[str, Any] = {
+    wanted = [(kind, kind(target)) for kind in sets]
+    row = _facts(prior)
+    kinds = ["teacher"] + (["prior"] if prior.generator is not None else [])
+    spectra = {}
+    for kind in kinds:
+        images, rate = timed_samples(prior, samples, teacher=kind == "teacher", seed=seed)
+        compared = compare(images, target.shape[1:], wanted, seed)
+        row[kind] = {"images/s": rate, "noise": noise_level(torch.as_tensor(images)), **_figures(compared)}
+        spectra[kind] = sampled_power(_resized(images, target.shape[1:]), clean, prior)
+        save_png(image_grid(np.abs(images[:64])), folder / f"samples-{kind}.png")
+        for line in table(kind, compared):
+            say(line)
+        say(f"{kind}: {rate:.1f} images/s")
+    row["noise in clean images"] = noise_level(torch.stack([c.image for c in clean]))
+    row["floor"] = row[kinds[0]]["floor"]
+    if prior.config.corruption.kind in ("fourier", "denoising", "inpainting"):
+        row["denoiser NRMSE"] = denoiser_errors(prior, clean, seed)
+        say("denoiser NRMSE by level: " + ", ".join(f"{k}: {v:.3f}" for k, v in row["denoiser NRMSE"].items()))
+    row["spectrum"] = _spectrum(prior, clean, spectra, folder)
+    save_png(image_grid(target[:64]), folder / "reference.png")
+    write_text(folder / "assessment.json", json.dumps(row, indent=1) + "\n")
+    say(f"written: {folder}. {RESEARCH_ONLY}")
+    return row
+
+
+def _facts(prior: Prior) -> dict[str, Any]:
+    return {
         "objective": prior.config.objective,
         "preconditioning": prior.config.preconditioning,
         "seed": prior.config.seed,
@@ -91,41 +124,65 @@ def assess(
         "seconds": prior.meta.get("seconds"),
         "version": __version__,
     }
-    kinds = ["teacher"] + (["prior"] if prior.generator is not None else [])
-    for kind in kinds:
-        images, rate = timed_samples(prior, samples, teacher=kind == "teacher", seed=seed)
-        row[kind] = {"images/s": rate, **compare(images, target, seed)}
-        save_png(image_grid(np.abs(images[:64])), folder / f"samples-{kind}.png")
-        say(f"{kind}: Frechet distance {row[kind]['frechet']:.1f}, {rate:.1f} images/s")
-    row["noise in clean images"] = noise_level(torch.stack([c.image for c in clean]))
-    features, half = image_features(target), len(target) // 2  # other subjects in each half
-    row["floor"] = frechet_distance(features[:half], features[half:])
-    if prior.config.corruption.kind in ("fourier", "denoising", "inpainting"):
-        row["denoiser NRMSE"] = denoiser_errors(prior, clean, seed)
-        say("denoiser NRMSE by level: " + ", ".join(f"{k}: {v:.3f}" for k, v in row["denoiser NRMSE"].items()))
-    save_png(image_grid(target[:64]), folder / "reference.png")
-    write_text(folder / "assessment.json", json.dumps(row, indent=1) + "\n")
-    say(f"written: {folder}. {RESEARCH_ONLY}")
-    return row
 
 
-def compare(images: np.ndarray, target: np.ndarray, seed: int) -> dict[str, Any]:
-    """Frechet distance with its 95 % interval, kernel distance, and the noise left in ``images`` (n, y, x)."""
-    magnitude = np.abs(images)
-    if magnitude.shape[1:] != target.shape[1:]:  # a teacher of low-resolution images
-        tensor = torch.from_numpy(magnitude)[:, None].float()
-        magnitude = nnf.interpolate(tensor, size=target.shape[1:], mode="bicubic", align_corners=False)[:, 0].numpy()
-    features, wanted = image_features(magnitude), image_features(target)
-    generator = numpy_generator(seed, "bootstrap")
-    low, high = bootstrap(frechet_distance, features, wanted, generator=generator, repeats=50)
+def compare(
+    images: np.ndarray, size: tuple[int, ...], wanted: Sequence[tuple[Features, Array]], seed: int
+) -> dict[str, Comparison]:
+    """``images`` (n, y, x), brought to ``size``, against the clean images whose features are ``wanted``, by name."""
+    magnitude = np.abs(_resized(images, size))
     return {
-        "frechet": frechet_distance(features, wanted),
-        "low": low,
-        "high": high,
-        "kernel": kernel_distance(features, wanted),
-        "features": describe_features(features, wanted),
-        "noise": noise_level(torch.as_tensor(images)),
+        kind.name: compare_features(kind, kind(magnitude), target, generator=numpy_generator(seed, "bootstrap"))
+        for kind, target in wanted
     }
+
+
+def table(sampler: str, compared: dict[str, Comparison]) -> list[str]:
+    """Lines for the user: a row of measures with their 95 % intervals for each set of features, and what they are."""
+    columns = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+    lines = [f"{sampler:<18}" + "".join(f"{name:>24}" for name in columns) + f"{'floor':>9}"]
+    for name, found in compared.items():
+        lines.append(f"  {name:<16}" + "".join(f"{getattr(found, c)!s:>24}" for c in columns) + f"{found.floor:>9.3g}")
+    return lines + [f"  {found.features}" for found in compared.values()]
+
+
+def _figures(compared: dict[str, Comparison]) -> dict[str, Any]:
+    first, *others = compared.items()
+    return {**first[1].row(), **{name: found.row() for name, found in others}}
+
+
+def _resized(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Images at ``size``; those of a teacher of low-resolution magnitudes are enlarged."""
+    if images.shape[1:] == size:
+        return images
+    tensor = torch.from_numpy(np.abs(images))[:, None].float()
+    return np.asarray(nnf.interpolate(tensor, size=size, mode="bicubic", align_corners=False)[:, 0].numpy())
+
+
+def sampled_power(images: np.ndarray, clean: list[CleanSlice], prior: Prior) -> PowerSums:
+    """Power of the k-space of ``images`` (n, y, x): of complex ones seen through the coils of the clean slices."""
+    sums = []
+    for index, image in enumerate(torch.from_numpy(images)):
+        maps = clean[index % len(clean)].maps
+        coils = maps * image if prior.bank.maps is not None else image[None]
+        sums.append(power_sums(fft2c(coils.to(torch.complex64))[None], torch.ones(1, 1, image.shape[-1]).bool()))
+    return sum(sums[1:], sums[0])
+
+
+def _spectrum(
+    prior: Prior, clean: list[CleanSlice], spectra: dict[str, PowerSums], folder: Path
+) -> dict[str, list[float | None]]:
+    """Write ``spectrum.png``; return the curves, None where noise leaves nothing to compare."""
+    whole = sampled_power(torch.stack([c.image for c in clean]).numpy(), clean, prior)
+    measured = sum((c.power for c in clean[1:]), clean[0].power) if prior.bank.maps is not None else whole
+    if prior.bank.maps is not None:
+        spectra = {**spectra, "clean images, with their noise": whole}
+    curves = {name: log_power_ratio(sums, measured)[1] for name, sums in spectra.items()}
+    frequency = log_power_ratio(whole, measured)[0]
+    words = "acquired lines of the clean scans" if prior.bank.maps is not None else "clean images"
+    save_png(spectrum_figure(frequency, curves, heading=f"Power relative to {words}"), folder / "spectrum.png")
+    values = {"cycles per pixel": frequency, **curves}
+    return {name: [float(v) if math.isfinite(v) else None for v in curve] for name, curve in values.items()}
 
 
 def noise_level(images: Tensor) -> float:
@@ -161,7 +218,8 @@ def clean_slices(prior: Prior, reference: Location) -> list[CleanSlice]:
                 image = sense(item.maps, acquired).adjoint(whiten(kspace, whitening) / item.scale)
                 if prior.config.corruption.kind != "fourier":
                     image = image.abs()
-                found.append(CleanSlice(image, item.maps, item.mask))
+                power = power_sums(item.kspace[None], item.mask[None], item.sigma_y / math.sqrt(2))
+                found.append(CleanSlice(image, item.maps, item.mask, power))
             bar.advance()
     return found
 

@@ -14,7 +14,9 @@ from rsdmri.config import Config, load_config
 from rsdmri.data.fastmri import read_scan
 from rsdmri.data.manifest import read_manifest
 from rsdmri.files import write_text
-from rsdmri.metrics.distribution import bootstrap, describe_features, frechet_distance, image_features, kernel_distance
+from rsdmri.metrics.distribution import bootstrap, frechet_distance, image_features, kernel_distance
+from rsdmri.metrics.features import describe_features
+from rsdmri.metrics.magnitude_features import MagnitudeFeatures
 from rsdmri.priors import Prior, load_prior
 from rsdmri.progress import progress
 from rsdmri.report.demo_report import DemoResults, ReconstructedScan, write_demo_report
@@ -185,7 +187,7 @@ def compare_samples(prior: Prior, config: Config, folder: Path, pace: Pace) -> d
     return {
         "rows": rows,
         "lines": lines,
-        "features": describe_features(features, target),
+        "features": describe_features(MagnitudeFeatures(), features, target),
         "floor": floor,
         "reference": reference,
         "teacher": drawn["teacher"][0],

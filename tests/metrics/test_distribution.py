@@ -1,44 +1,18 @@
-"""Distances against closed forms, and features that answer to what spoils MR images."""
+"""Distances against closed forms."""
 
 import numpy as np
 import pytest
+from heads import rng
 from scipy.linalg import sqrtm
-from scipy.ndimage import gaussian_filter
-from skimage.transform import resize
 
 from rsdmri.errors import InputError
 from rsdmri.metrics.distribution import (
     bootstrap,
-    describe_features,
+    distance_floor,
     frechet_distance,
-    image_features,
+    half_samples,
     kernel_distance,
-    reference_hash,
 )
-from rsdmri.runtime import numpy_generator
-
-
-def rng(*key):
-    return numpy_generator("distribution", *key)
-
-
-def heads(n=80, size=(48, 48), seed=0):
-    """Ellipses in ellipses, complex, brightest about 1."""
-    generator = rng("heads", seed)
-    y, x = np.meshgrid(*[np.linspace(-1, 1, k) for k in size], indexing="ij")
-    images = np.zeros((n, *size), complex)
-    for image in images:
-        a, b = generator.uniform(0.6, 0.85, 2)
-        image += 0.5 * generator.uniform(0.8, 1.2) * ((x / a) ** 2 + (y / b) ** 2 < 1)
-        for _ in range(6):
-            cx, cy, r, s = *generator.uniform(-0.4, 0.4, 2), *generator.uniform(0.05, 0.3, 2)
-            image += generator.uniform(-0.3, 0.4) * (((x - cx) / r) ** 2 + ((y - cy) / s) ** 2 < 1)
-        image *= np.exp(1j * generator.uniform(0, 6))
-    return images
-
-
-def features(images):
-    return image_features(np.abs(images))
 
 
 def exact_moments(generator, n, mean, root):
@@ -115,115 +89,35 @@ def test_sample_size_bias_falls_as_one_over_n():
     assert mean[100] / mean[400] == pytest.approx(4, rel=0.25)
 
 
-def blurred(images, strength):
-    return gaussian_filter(images.real, (0, strength, strength)) + 1j * gaussian_filter(
-        images.imag, (0, strength, strength)
-    )
+def test_half_samples_are_halves_without_repetition_and_every_image_has_its_turn():
+    picks = list(half_samples(9, 6, generator=rng("halves"), repeats=200))
+    assert {(len(set(a)), len(set(b)), len(a), len(b)) for a, b in picks} == {(4, 3, 4, 3)}
+    shares = np.bincount(np.concatenate([a for a, _ in picks]), minlength=9) / 200
+    assert np.abs(shares - 4 / 9).max() < 0.15
 
 
-def noisy(images, sigma):
-    g = rng("noise")
-    return images + sigma * (g.standard_normal(images.shape) + 1j * g.standard_normal(images.shape)) / np.sqrt(2)
+def test_the_spread_of_a_mean_over_half_samples_is_that_of_the_mean():
+    def difference(a, b):
+        return a.mean() - b.mean()
+
+    a, b = rng("mean").standard_normal((2, 200, 1))
+    low, high = bootstrap(difference, a, b, generator=rng("draws"), repeats=400)
+    assert (high - low) / (2 * 1.96) == pytest.approx(np.sqrt(a.var(ddof=1) / 200 + b.var(ddof=1) / 200), rel=0.1)
 
 
-def zero_filled(images, acceleration):
-    g, width = rng("mask"), images.shape[-1]
-    mask = g.random((len(images), 1, width)) < 1 / acceleration
-    mask[..., width // 2 - 2 : width // 2 + 2] = True
-    kspace = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(images, axes=-1)), axes=-1)
-    kspace = np.where(mask, kspace, 0)
-    return np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, axes=-1)), axes=-1)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "strengths"),
-    [(blurred, (0.4, 0.7, 1, 2)), (noisy, (0.02, 0.05, 0.1, 0.2)), (zero_filled, (1.5, 2, 4, 8))],
-)
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_distances_grow_with_blur_noise_and_undersampling(spoil, strengths, distance):
-    reference, images = features(heads()), heads(seed=1)
-    distances = [distance(features(images), reference)]
-    distances += [distance(features(spoil(images, s)), reference) for s in strengths]
-    assert np.all(np.diff(distances) > 0), distances
-
-
-def test_distances_see_lost_variety_and_wrong_brightness():
-    reference, images = features(heads()), heads(seed=1)
-    honest = frechet_distance(features(images), reference)
-    assert frechet_distance(features(np.repeat(images[:4], 20, axis=0)), reference) > 2 * honest
-    assert frechet_distance(features(1.3 * images), reference) > 2 * honest
-
-
-def test_ghosts_along_phase_encode_are_told_from_ghosts_along_readout():
-    images = heads()
-    along_x = features(0.8 * images + 0.2 * np.roll(images, images.shape[-1] // 4, axis=-1))
-    along_y = features(0.8 * images + 0.2 * np.roll(images, images.shape[-2] // 4, axis=-2))
-    assert frechet_distance(along_x, features(images)) > 5
-    assert frechet_distance(along_x, along_y) > 5
-
-
-def test_order_changes_nothing_and_each_image_stands_alone():
-    images = np.abs(heads(40))
-    f = image_features(images)
-    shuffle = rng("order").permutation(40)
-    np.testing.assert_allclose(image_features(images[shuffle]), f[shuffle], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(image_features(images[3:4])[0], f[3], rtol=1e-12, atol=1e-12)
-    other = features(heads(30, seed=2))
-    assert frechet_distance(f[shuffle], other) == pytest.approx(frechet_distance(f, other), rel=1e-9)
-    assert reference_hash(f[shuffle]) == reference_hash(f)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 40), (101, 99)])
-def test_any_size_from_32_gives_finite_features_of_constant_number(size):
-    f = features(heads(3, size))
-    assert f.shape == (3, 128)
-    assert np.isfinite(f).all()
-
-
-@pytest.mark.parametrize("side", [45, 48])
-def test_layout_is_linear_and_every_pixel_counts_the_same(side):
-    dark, bright = np.zeros((1, side, side)), np.ones((1, side, side))
-    base, unit = (image_features(x)[0, :64] for x in (dark, bright))
-    np.testing.assert_allclose(unit - base, (unit - base)[0])
-    image = rng("layout").random((1, side, side))
-    layout = (image_features(image)[0, :64] - base) / (unit - base)
-    assert layout.mean() == pytest.approx(image.mean())
-    if side == 48:
-        np.testing.assert_allclose(layout, image.reshape(8, 6, 8, 6).mean((1, 3)).ravel())
-
-
-def test_the_same_anatomy_at_another_resolution_keeps_its_layout():
-    large = np.abs(heads(4, (96, 96)))
-    small = resize(large, (4, 48, 48), order=1, anti_aliasing=True)
-    assert np.abs(image_features(large) - image_features(small))[:, :64].max() < 0.2
-
-
-def test_no_image_and_empty_air_are_finite():
-    assert np.isfinite(image_features(np.zeros((2, 40, 40)))).all()
-    assert image_features(np.zeros((0, 40, 40))).shape == (0, 128)
-
-
-def test_description_names_features_counts_and_reference():
-    reference = features(heads(5))
-    text = describe_features(np.zeros((7, 128)), reference)
-    assert "64 layout, 48 energy, 16 spectrum" in text
-    assert "7 samples; 5 reference images" in text
-    assert reference_hash(reference) in text
-    assert reference_hash(reference) == reference_hash(reference + 1e-9 * np.sign(reference))
-    assert reference_hash(reference) != reference_hash(reference + 1e-3)
-    assert "samples" not in describe_features()
+def test_the_floor_is_between_halves_in_their_order():
+    x = np.r_[np.zeros((5, 1)), np.ones((5, 1))] + rng("floor").standard_normal((10, 1)) * 1e-3
+    assert distance_floor(frechet_distance, x) == pytest.approx(1, abs=0.01)
+    assert distance_floor(frechet_distance, x[[0, 5, 1, 6, 2, 7, 3, 8, 4, 9]]) < 0.2
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: image_features(np.zeros((2, 31, 40))), "at least 32"),
-        (lambda: image_features(np.zeros((40, 40))), "at least 32"),
-        (lambda: image_features(np.zeros((2, 40, 40), complex)), "magnitude"),
-        (lambda: image_features(np.full((2, 40, 40), np.nan)), "NaN"),
         (lambda: frechet_distance(np.zeros((5, 3)), np.zeros((5, 4))), "one d"),
         (lambda: frechet_distance(np.zeros((1, 3)), np.zeros((5, 3))), "at least two"),
         (lambda: kernel_distance(np.full((5, 3), np.inf), np.zeros((5, 3))), "infinite"),
+        (lambda: bootstrap(frechet_distance, np.zeros((3, 2)), np.ones((5, 2)), generator=rng()), "at least four"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from rsdmri import RESEARCH_ONLY, __version__
-from rsdmri.errors import InputError
+from rsdmri.errors import InputError, StoppedElsewhereError
+from rsdmri.runtime import process_count, process_rank
 
 app = typer.Typer(
     add_completion=False,
@@ -78,11 +79,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     del version
+    if process_count() > 1 and context.invoked_subcommand != "train":
+        raise InputError(f"torchrun: {context.invoked_subcommand} runs in one process; only train runs in several")
 
 
 @app.command()
@@ -178,9 +182,10 @@ def train(
     try:
         run(config, target, stage=stage.value, budget=seconds, device=device, dry_run=dry_run, say=typer.echo)
     except Interrupted as stop:
-        typer.echo(str(stop), err=True)
+        if process_rank() == 0:
+            typer.echo(str(stop), err=True)
         raise typer.Exit(0) from None
-    if not dry_run:
+    if not dry_run and process_rank() == 0:
         typer.echo(f"finished: {target}")
 
 
@@ -355,8 +360,12 @@ def main() -> NoReturn:
     """Entry point: one line on standard error and exit code 2 for bad input."""
     try:
         app()
+    except StoppedElsewhereError:
+        sys.exit(2)
     except InputError as error:
-        sys.stderr.write(f"rsdmri: {' '.join(str(error).split())}\n")
+        where = "; ".join(getattr(error, "__notes__", ())[:1])  # of several processes: what all meet is said once
+        if where or process_rank() == 0:
+            sys.stderr.write(f"rsdmri: {' '.join(str(error).split())}{where and f' ({where})'}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("rsdmri: stopped\n")

@@ -98,6 +98,7 @@ FLOORS = {
     "rsdmri.data.child": 5,
     "rsdmri.data.sandbox": 5,
     "rsdmri.training.checkpoint": 4,
+    "rsdmri.training.distributed": 1,
     "rsdmri.training.ema": 4,
     "rsdmri.training.shards": 4,
     "rsdmri.training.stage": 4,

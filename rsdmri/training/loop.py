@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rsdmri.errors import InputError
+from rsdmri.training.distributed import ALONE, Processes
 from rsdmri.training.stage import Metrics, Stage
 
 
@@ -37,8 +38,12 @@ class TrainingDivergedError(InputError):
     """The loss is no longer a number."""
 
 
-def run_stage(stage: Stage, schedule: Schedule, step: int = 0, elapsed: float = 0.0) -> Iterator[StepReport]:
+def run_stage(
+    stage: Stage, schedule: Schedule, step: int = 0, elapsed: float = 0.0, processes: Processes = ALONE
+) -> Iterator[StepReport]:
     """Take steps until the schedule is done, from ``step`` steps and ``elapsed`` seconds; yield after each.
+
+    All ``processes`` count the time of the slowest, so that they take the same steps at the same rates.
 
     Errors:
         TrainingDivergedError: a loss or gradient that is not finite; the step is not to be saved.
@@ -47,9 +52,12 @@ def run_stage(stage: Stage, schedule: Schedule, step: int = 0, elapsed: float = 
         started = time.monotonic()
         metrics = stage.step(step, progress)
         if not all(math.isfinite(value) for value in metrics.values()):
-            raise TrainingDivergedError(
-                f"{stage.name}: not a number at step {step + 1}; lower --set {stage.name}.learning_rate and run again "
-                "from the last checkpoint"
+            raise processes.alike(
+                TrainingDivergedError(
+                    f"{stage.name}: not a number at step {step + 1}; lower --set {stage.name}.learning_rate and run "
+                    "again from the last checkpoint"
+                )
             )
-        step, elapsed = step + 1, elapsed + time.monotonic() - started
+        (elapsed,) = processes.largest(elapsed + time.monotonic() - started)
+        step += 1
         yield StepReport(step, elapsed, schedule.progress(step, elapsed), metrics)

@@ -22,6 +22,7 @@ from rsdmri.training.stage import (
     learning_rate,
     load,
     load_moments,
+    merge,
     moments,
     prefixed,
 )
@@ -33,7 +34,7 @@ class PriorStage:
     Args:
         config: settings.
         teacher: the trained denoiser, frozen.
-        batches: ``batches(count, *key)`` gives the batch of a key.
+        batches: gives the batch of a key.
         shards: runs shares of a batch.
     """
 
@@ -42,6 +43,7 @@ class PriorStage:
     def __init__(self, config: Config, teacher: Denoiser, batches: BatchSource, shards: Shards):
         self.config, self.settings = config, config.prior
         self.batch = self.settings.batch
+        shards.processes.check_batch(self.name, self.batch)
         self.teacher = teacher.eval().requires_grad_(False)
         self.fake_score = copy.deepcopy(teacher).train().requires_grad_(True)
         self.generator = Generator(copy.deepcopy(teacher), self.settings.sigma_init).train().requires_grad_(True)
@@ -55,21 +57,10 @@ class PriorStage:
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take one step of the fake score and one of the generator, on the same generated images."""
-        settings, key = self.settings, (self.config.seed, "prior", index)
-        both = self.batches(2 * settings.batch, *key)  # one draw, so that all have the same size
-        batch, fresh = both[: settings.batch], both[settings.batch :]
-        generator = torch_generator(*key, device=batch.measured.device)
-        latent = unit_noise(batch.image, generator)
-        level = draw_level(batch, generator, settings.t_max)
-        teacher_settings = self.config.teacher
-        draw = draw_noise(fresh, generator, teacher_settings.sigma_mean, teacher_settings.sigma_std)
-
-        def loss(share: slice) -> tuple[Tensor, ...]:
-            return self._losses(batch[share], fresh[share], latent[share], level[share], draw[share])
-
-        parameters = self._of_generator + self._of_fake
-        gradients, values = self.shards.gradients(loss, parameters, len(batch))
-        _, of_generator, of_fake, gap, spread = values
+        settings, processes = self.settings, self.shards.processes
+        with processes.together():
+            gradients, values = self._gradients(index)
+        _, of_generator, of_fake, gap, spread = merge(processes, gradients, values, settings.batch)
         count = len(self._of_generator)
         rate = learning_rate(settings.learning_rate, index, progress, 0, settings.decay_from)
         fake_rate = learning_rate(settings.fake_learning_rate, index, progress, 0, settings.decay_from)
@@ -78,13 +69,32 @@ class PriorStage:
         decay = average_decay(settings.batch, (index + 1) * settings.batch, settings.ema_images)
         update_average(self.average, self.generator, decay)
         return {
-            "loss": float(of_generator.mean()),
-            "fake_loss": float(of_fake.mean()),
-            "score_gap": float(gap.mean()),
-            "sample_std": float(spread.mean()),
+            "loss": of_generator,
+            "fake_loss": of_fake,
+            "score_gap": gap,
+            "sample_std": spread,
             "gradient": norm,
             "rate": rate,
         }
+
+    def _gradients(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
+        """What this process's share of the batch adds to both gradients, and the share's values."""
+        settings, key, share = self.settings, (self.config.seed, self.name, index), self.shards.processes.share
+        mine, count = range(settings.batch)[share], settings.batch
+        both = self.batches(2 * count, *key, positions=[*mine, *(count + i for i in mine)])  # one draw: one size
+        batch, fresh = both[: len(mine)], both[len(mine) :]
+        whole = batch.among(share, count)
+        generator = torch_generator(*key, device=batch.measured.device)
+        latent = unit_noise(whole.image, generator)[share]
+        level = draw_level(whole, generator, settings.t_max)[share]
+        law = self.config.teacher
+        draw = draw_noise(fresh.among(share, count), generator, law.sigma_mean, law.sigma_std)[share]
+
+        def loss(part: slice) -> tuple[Tensor, ...]:
+            return self._losses(batch[part], fresh[part], latent[part], level[part], draw[part])
+
+        parameters = self._of_generator + self._of_fake
+        return self.shards.gradients(loss, parameters, len(batch), of=count, rounds=settings.accumulate)
 
     def _losses(
         self, batch: Batch, fresh: Batch, latent: Tensor, level: NoiseDraw, draw: NoiseDraw

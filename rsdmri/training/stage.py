@@ -4,16 +4,23 @@ A stage owns its networks, averages and optimisers. Step ``i`` draws everything 
 (seed, stage, i), so that the state is just the tensors of `Stage.state`.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rsdmri.diffusion.batch import Batch
+from rsdmri.training.distributed import Processes
 
-BatchSource = Callable[..., Batch]
 Metrics = dict[str, float]
+
+
+class BatchSource(Protocol):
+    """Gives the batch of a key."""
+
+    def __call__(self, count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+        """Those items of the batch of ``count`` items that ``positions`` name, in their order; None: all."""
 
 
 class Stage(Protocol):
@@ -38,6 +45,14 @@ def learning_rate(base: float, index: int, progress: float, warmup: int, decay_f
     if progress > decay_from:
         rate *= max(0.02, (1 - progress) / max(1e-9, 1 - decay_from))
     return rate
+
+
+def merge(processes: Processes, gradients: list[Tensor], values: list[Tensor], batch: int) -> list[float]:
+    """Add up the gradients of all processes, in place; return the means of the values over the ``batch`` items."""
+    means = torch.stack([value.float().sum() for value in values]) / batch
+    processes.add([*gradients, means])
+    means_found: list[float] = means.tolist()
+    return means_found
 
 
 def apply_gradients(

@@ -19,6 +19,7 @@ from rsdmri.training.stage import (
     learning_rate,
     load,
     load_moments,
+    merge,
     moments,
     prefixed,
 )
@@ -30,7 +31,7 @@ class TeacherStage:
     Args:
         config: settings.
         denoiser: network to train, on its device.
-        batches: ``batches(count, *key)`` gives the batch of a key.
+        batches: gives the batch of a key.
         shards: runs shares of a batch.
     """
 
@@ -39,6 +40,7 @@ class TeacherStage:
     def __init__(self, config: Config, denoiser: Denoiser, batches: BatchSource, shards: Shards):
         self.config, self.settings = config, config.teacher
         self.batch = self.settings.batch
+        shards.processes.check_batch(self.name, self.batch)
         self.denoiser, self.batches, self.shards = denoiser.train(), batches, shards
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self.parameters: list[Tensor] = list(denoiser.parameters())
@@ -46,22 +48,31 @@ class TeacherStage:
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take optimiser step ``index``."""
-        settings = self.settings
-        batch = self.batches(settings.batch, self.config.seed, self.name, index)
-        generator = torch_generator(self.config.seed, self.name, index, device=batch.measured.device)
-        draw = draw_for(self.config.objective, batch, generator, settings.sigma_mean, settings.sigma_std)
-        deeper = draw_consistency(batch, generator) if settings.consistency else None
-        gradients, (total, *parts) = self.shards.gradients(
-            lambda share: self._losses(batch[share], draw[share], None if deeper is None else deeper[share]),
-            self.parameters,
-            len(batch),
-        )
+        settings, processes = self.settings, self.shards.processes
+        with processes.together():
+            gradients, values = self._gradients(index)
+        loss, *parts = merge(processes, gradients, values, settings.batch)
         rate = learning_rate(settings.learning_rate, index, progress, settings.warmup, settings.decay_from)
         norm = apply_gradients(self.optimiser, self.parameters, gradients, rate, settings.clip)
         decay = average_decay(settings.batch, (index + 1) * settings.batch, settings.ema_images)
         update_average(self.average, self.denoiser, decay)
-        named = {"consistency": float(parts[0].mean())} if parts else {}
-        return {"loss": float(total.mean()), **named, "gradient": norm, "rate": rate}
+        return {"loss": loss, **({"consistency": parts[0]} if parts else {}), "gradient": norm, "rate": rate}
+
+    def _gradients(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
+        """What this process's share of the batch adds to the gradient, and the share's losses."""
+        settings, key, share = self.settings, (self.config.seed, self.name, index), self.shards.processes.share
+        batch = self.batches(settings.batch, *key, positions=range(settings.batch)[share])
+        whole = batch.among(share, settings.batch)
+        generator = torch_generator(*key, device=batch.measured.device)
+        draw = draw_for(self.config.objective, whole, generator, settings.sigma_mean, settings.sigma_std)[share]
+        deeper = draw_consistency(whole, generator)[share] if settings.consistency else None
+        return self.shards.gradients(
+            lambda part: self._losses(batch[part], draw[part], None if deeper is None else deeper[part]),
+            self.parameters,
+            len(batch),
+            of=settings.batch,
+            rounds=settings.accumulate,
+        )
 
     def _losses(self, batch: Batch, draw: NoiseDraw, deeper: NoiseDraw | None) -> tuple[Tensor, ...]:
         loss = teacher_loss(self.config.objective, self.denoiser, batch, draw)

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from rsdmri.config import Config
@@ -13,7 +12,8 @@ from rsdmri.data.simulate import write_simulated
 from rsdmri.errors import InputError
 from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
-from rsdmri.runtime import prepare_process, select_device
+from rsdmri.runtime import prepare_process, process_rank, select_device
+from rsdmri.training.distributed import ALONE, Processes, joined
 from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
 from rsdmri.workflows.run_folder import RunFolder
 from rsdmri.workflows.sources import open_source
@@ -32,6 +32,8 @@ def train(
 ) -> Path:
     """Train the teacher and the one-step prior into the run folder ``out`` and return it.
 
+    In each of several processes that torchrun started, the call does its share.
+
     Args:
         config: settings; without ``data.path`` scans are simulated under ``out/data``.
         out: run folder; a run with the same settings there goes on where it stopped.
@@ -42,29 +44,49 @@ def train(
         say: where lines for the user go.
     """
     started = time.monotonic()
+    say = say if process_rank() == 0 else _nothing
     prepare_process()
     target = select_device(device)
     if dry_run and not config.data.path:
         return _dry_run_simulated(config, out, say)
-    folder = None if dry_run else RunFolder(out)
-    with folder.lock() if folder is not None else _nothing():
-        if folder is not None:
-            folder.adopt(_recorded(config))
+    with joined(target) as processes, ExitStack() as stack:
+        folder = None if dry_run else _entered(stack, config, out, processes)
         try:
-            _check_before(config, out, stage)
-            slices, plan, words = _open(config, out, say)
+            with processes.together():
+                if processes.first:
+                    _check_before(config, out, stage)
+            slices, plan, words = _open(config, out, say, processes)
             if folder is None:
                 return out
-            _prepare(slices)
+            with processes.together():
+                _prepare(slices, processes)
         except InputError:
-            if folder is not None:
+            if folder is not None and processes.first:
                 folder.give_up()
             raise
-        source = open_source(_recorded(config), slices, target)
-        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say)
-        left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
+        with processes.together():
+            source = open_source(_recorded(config), slices, target)
+            trainer = Trainer(_recorded(config), folder, source, plan, target, words, say, processes=processes)
+        left = None
+        if budget is not None:
+            (used,) = processes.largest(time.monotonic() - started)
+            left = max(1.0, budget - used)
         trainer.run(stage, split_budget(left, config.teacher.share, stage))
     return out
+
+
+def _nothing(line: str) -> None:
+    del line
+
+
+def _entered(stack: ExitStack, config: Config, out: Path, processes: Processes) -> RunFolder:
+    """The run folder, which the first process locks until ``stack`` ends and gives the configuration."""
+    with processes.together():
+        if processes.first:
+            folder = RunFolder(out)
+            stack.enter_context(folder.lock())
+            folder.adopt(_recorded(config))
+    return folder if processes.first else RunFolder(out)
 
 
 def split_budget(seconds: float | None, share: float, stage: StageName) -> Budget:
@@ -76,11 +98,6 @@ def split_budget(seconds: float | None, share: float, stage: StageName) -> Budge
     if stage == "prior":
         return Budget(prior=seconds)
     return Budget(share * seconds, (1 - share) * seconds)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _recorded(config: Config) -> Config:
@@ -101,7 +118,7 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 
 
-def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, str]:
+def _open(config: Config, out: Path, say: Say, processes: Processes = ALONE) -> tuple[TrainingSlices, Plan, str]:
     if config.data.path:
         words = config.data.path
         if is_uri(words):
@@ -110,9 +127,13 @@ def _open(config: Config, out: Path, say: Say) -> tuple[TrainingSlices, Plan, st
         words = words if is_uri(words) else pseudonymous_path(words)
     else:
         say("no --data given: training on simulated scans (warped ICBM152 anatomy)")
-        source, words = simulate_into(config, out / "data"), "simulated scans"
-    slices = open_slices(config, source)
-    plan = plan_training(config, slices, words)
+        source, words = out / "data", "simulated scans"
+        with processes.together():
+            if processes.first:
+                simulate_into(config, out / "data")
+    with processes.together():
+        slices = open_slices(config, source)
+        plan = plan_training(config, slices, words, processes.count)
     for line in plan.lines:
         say(line)
     return slices, plan, words
@@ -125,9 +146,10 @@ def simulate_into(config: Config, folder: Path) -> Path:
         return write_simulated(folder, **settings.model_dump(), progress=lambda *_: bar.advance())
 
 
-def _prepare(slices: TrainingSlices) -> None:
-    with progress("Preparing coil maps", total=len(slices)) as bar:
-        slices.prepare(bar.advance)
+def _prepare(slices: TrainingSlices, processes: Processes) -> None:
+    """Each process prepares its share of the slices; what it has not is prepared as it is drawn."""
+    with progress("Preparing coil maps", total=len(range(len(slices))[processes.share])) as bar:
+        slices.prepare(bar.advance, processes.share)
 
 
 def _dry_run_simulated(config: Config, out: Path, say: Say) -> Path:

@@ -10,10 +10,13 @@ import torch
 
 from rsdmri import __version__
 from rsdmri.config import Config
+from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
-from rsdmri.priors import Prior, build_denoiser, load_prior, save_prior
+from rsdmri.priors import build_denoiser, load_prior, save_prior
 from rsdmri.progress import progress
-from rsdmri.training.checkpoint import latest_checkpoint, save_checkpoint
+from rsdmri.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from rsdmri.training.distributed import ALONE, Processes
 from rsdmri.training.loop import Schedule, StepReport, run_stage
 from rsdmri.training.prior import PriorStage
 from rsdmri.training.shards import Shards
@@ -69,6 +72,7 @@ class Trainer:
         words: what the data are, for the model card.
         say: where lines for the user go.
         observers: look on.
+        processes: those that train; the first alone writes, says and is looked at.
     """
 
     def __init__(
@@ -81,58 +85,53 @@ class Trainer:
         words: str,
         say: Say,
         observers: Sequence[Observer] = (),
+        processes: Processes = ALONE,
     ):
         self.config, self.folder, self.source, self.plan = config, folder, source, plan
-        self.device, self.words, self.say, self.observers = device, words, say, observers
-        self.shards = Shards(config.workers, device)
-        self.bank = source.bank(plan.drop)
+        self.device, self.words, self.say, self.processes = device, words, say, processes
+        self.observers = observers if processes.first else ()
+        self.shards = Shards(config.workers, device, processes)
+        self.bank = source.bank(plan.drop) if processes.first else None
 
     def run(self, stage: StageName, budget: Budget) -> None:
         """Train the stages that ``stage`` names and are not finished."""
         if stage in ("all", "teacher"):
-            denoiser = build_denoiser(self.config, self.source.sigma_data(), self.device)
+            denoiser = build_denoiser(self.config, self._sigma_data(), self.device)
             teacher_stage = TeacherStage(self.config, denoiser, self.source.batches, self.shards)
             schedule = Schedule(self._steps("teacher", budget.teacher), budget.teacher)
             report = self._train(teacher_stage, schedule, "Training teacher")
             if report is not None:
-                facts = self._facts(report, teacher_stage.batch)
-                save_prior(self.folder.path / "teacher", teacher_stage.average, None, self.bank, self.config, facts)
+                self._export("teacher", teacher_stage.average, None, self._facts(report, teacher_stage.batch))
         if stage in ("all", "prior"):
-            teacher = self._teacher()
-            prior_stage = PriorStage(self.config, teacher.denoiser, self.source.batches, self.shards)
+            denoiser, facts = self._teacher()
+            prior_stage = PriorStage(self.config, denoiser, self.source.batches, self.shards)
             schedule = Schedule(self._steps("prior", budget.prior), budget.prior)
             report = self._train(prior_stage, schedule, "Distilling prior")
             if report is not None:
-                save_prior(
-                    self.folder.path / "prior",
-                    teacher.denoiser,
-                    prior_stage.average,
-                    self.bank,
-                    self.config,
-                    self._facts(report, prior_stage.batch) | {"teacher_training": teacher.meta.get("training", "")},
-                )
+                self._export("prior", denoiser, prior_stage.average, self._facts(report, prior_stage.batch) | facts)
 
     def _train(self, stage: Stage, schedule: Schedule, title: str) -> StepReport | None:
         """Run ``stage`` from its last checkpoint; return the last report, or None when it was finished before."""
         name, every = stage.name, self.config.checkpoint_every
         step, elapsed = 0, 0.0
-        saved = latest_checkpoint(self.folder.checkpoints, name)
+        saved = self._saved(stage)
         if saved is not None:
             stage.load_state(saved.tensors)  # goes to the device by itself; Adam's step counts stay on the CPU
             step, elapsed = int(saved.meta["step"]), float(saved.meta["elapsed"])
-            finished = saved.meta.get("finished") and (self.folder.path / name / "config.json").exists()
+            finished = saved.meta.get("finished") and saved.meta["exported"]
             if finished and (schedule.steps is None or step >= schedule.steps):
                 self.say(f"{name}: finished before, after {step} steps")
                 return None
             self.say(f"{name}: going on from step {step}")
-        self.folder.rewind_metrics(name, step)
+        if self.processes.first:
+            self.folder.rewind_metrics(name, step)
         report = StepReport(step, elapsed, schedule.progress(step, elapsed), {})
         done = report.progress
         for observer in self.observers:
             observer.start(stage, report)
         try:
             with progress(title, total=100, done=100 * done) as bar, stop_on_signal() as stopping:
-                for report in run_stage(stage, schedule, step, elapsed):
+                for report in run_stage(stage, schedule, step, elapsed, self.processes):
                     extra = self._observed(stage, report)
                     shown = {k: f"{v:.4g}" for k, v in (report.metrics | extra).items() if k in _SHOWN}
                     bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
@@ -141,7 +140,7 @@ class Trainer:
                         self._log(stage, report, extra)
                     if report.step % every == 0:
                         self._save(stage, report, finished=False)
-                    if stopping():
+                    if any(self.processes.largest(stopping())):
                         self._save(stage, report, finished=False)
                         raise Interrupted(f"{name}: stopped after step {report.step}; run the same command to go on")
             self._save(stage, report, finished=True)
@@ -164,9 +163,15 @@ class Trainer:
             "config": self.config.to_dict(),
             "version": __version__,
         }
-        save_checkpoint(self.folder.checkpoints, stage.name, report.step, stage.state(), meta)
+        state = stage.state()
+        self.processes.check_same(state)
+        with self.processes.together():
+            if self.processes.first:
+                save_checkpoint(self.folder.checkpoints, stage.name, report.step, state, meta)
 
     def _log(self, stage: Stage, report: StepReport, extra: dict[str, float]) -> None:
+        if not self.processes.first:
+            return
         row: dict[str, Any] = {"stage": stage.name, "step": report.step, "images": report.step * stage.batch}
         row |= {"elapsed": round(report.elapsed, 3)} | report.metrics | extra
         self.folder.log(row)
@@ -179,11 +184,49 @@ class Trainer:
         own = self.config.teacher.steps if name == "teacher" else self.config.prior.steps
         return None if seconds is not None else own
 
-    def _teacher(self) -> Prior:
-        try:
-            return load_prior(self.folder.path / "teacher", device=str(self.device))
-        except InputError as error:
-            raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
+    def _sigma_data(self) -> float:
+        """Standard deviation of the images, as the first process finds it."""
+        with self.processes.together():
+            found = self.source.sigma_data() if self.processes.first else 0.0
+        return self.processes.largest(found)[0]
+
+    def _saved(self, stage: Stage) -> Checkpoint | None:
+        """Last checkpoint of ``stage``, read by the first process for all; without one, all take its new weights."""
+        saved = None
+        with self.processes.together():
+            if self.processes.first:
+                saved = latest_checkpoint(self.folder.checkpoints, stage.name)
+        if saved is None:
+            meta, tensors = self.processes.of_first({}, stage.state())
+        else:
+            exported = (self.folder.path / stage.name / "config.json").exists()
+            meta, tensors = self.processes.of_first(saved.meta | {"exported": exported}, saved.tensors)
+        if meta:
+            return Checkpoint(tensors, meta)
+        if not self.processes.first:
+            stage.load_state(tensors)
+        return None
+
+    def _teacher(self) -> tuple[Denoiser, dict[str, Any]]:
+        """The finished teacher, which the first process reads for all, and what is told of its training."""
+        prior = None
+        with self.processes.together():
+            try:
+                if self.processes.first:
+                    prior = load_prior(self.folder.path / "teacher", device=str(self.device))
+            except InputError as error:
+                raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
+        denoiser = build_denoiser(self.config, 1.0, self.device) if prior is None else prior.denoiser
+        facts = {} if prior is None else {"teacher_training": prior.meta.get("training", "")}
+        facts, weights = self.processes.of_first(facts, denoiser.state_dict())
+        if prior is None:
+            denoiser.load_state_dict(weights)
+        return denoiser, facts
+
+    def _export(self, name: str, denoiser: Denoiser, generator: Generator | None, facts: dict[str, Any]) -> None:
+        with self.processes.together():
+            if self.bank is not None:
+                save_prior(self.folder.path / name, denoiser, generator, self.bank, self.config, facts)
 
     def _facts(self, report: StepReport, batch: int) -> dict[str, Any]:
         images = report.step * batch

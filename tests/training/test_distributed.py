@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,16 @@ def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_with_the_same_bi
             assert f"{stage}: stopped after step 3; run the same command to go on" in each["stopped"]
     assert "teacher: going on from step 3" in told[0]["stopped"]
     assert "prior: going on from step 3" in told[0]["stopped"]
+
+
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path, pair, alone, simulated):
+    lines = []
+    for name, run in (("two", pair), ("one", alone)):
+        shutil.copytree(run / "plain", tmp_path / name)
+        config = settings(simulated, "steps=5")
+        train(config, tmp_path / name, stage="teacher", device="cpu", say=lines.append)
+    assert lines.count("teacher: going on from step 4") == 2
+    assert distance(state(tmp_path / "two", "teacher"), state(tmp_path / "one", "teacher")) < 1e-6
 
 
 def test_only_the_first_process_says_anything(told):

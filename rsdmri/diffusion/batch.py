@@ -38,6 +38,19 @@ class Batch:
         maps = None if self.maps is None else self.maps[items]
         return Batch(self.measured[items], maps, self.mask[items], self.further_mask[items], self.sigma_y[items])
 
+    def among(self, share: slice, count: int) -> "Batch":
+        """A batch of ``count`` items of which these are ``share``; the others are stand-ins that take no memory.
+
+        What is drawn for it and then cut to ``share`` is what is drawn for the whole batch.
+        """
+        measured, mask, further_mask = (
+            part[:1].expand(count, *part.shape[1:]) for part in (self.measured, self.mask, self.further_mask)
+        )
+        sigma_y = self.sigma_y.new_zeros(count)
+        sigma_y[share] = self.sigma_y
+        maps = None if self.maps is None else self.maps[:1].expand(count, *self.maps.shape[1:])
+        return Batch(measured, maps, mask, further_mask, sigma_y)
+
     def to(self, device: torch.device) -> "Batch":
         """Copy to ``device``."""
         measured, mask, further_mask, sigma_y = (

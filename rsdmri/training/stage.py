@@ -13,10 +13,17 @@ from torch import Tensor, nn
 
 from rsdmri.diffusion.batch import Batch
 from rsdmri.runtime import seed_of
+from rsdmri.training.distributed import Processes
 from rsdmri.training.ema import Averages
 
-BatchSource = Callable[..., Batch]
 Metrics = dict[str, float]
+
+
+class BatchSource(Protocol):
+    """Gives the batch of a key."""
+
+    def __call__(self, count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+        """Those items of the batch of ``count`` items that ``positions`` name, in their order; None: all."""
 
 
 class Stage(Protocol):
@@ -41,7 +48,10 @@ class Stage(Protocol):
         """Key of everything random in step ``index``."""
 
     def item_norms(self, index: int) -> list[float]:
-        """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite."""
+        """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite.
+
+        All processes call it, each computes its share, and all get all.
+        """
 
     def validate(self) -> float | None:
         """Loss of the averaged weights on fixed slices and noise, the lower the better; None where there is none."""
@@ -59,6 +69,14 @@ def learning_rate(base: float, index: int, progress: float, warmup: int, decay_f
     if progress > decay_from:
         rate *= max(0.02, (1 - progress) / max(1e-9, 1 - decay_from))
     return rate
+
+
+def merge(processes: Processes, gradients: list[Tensor], values: list[Tensor], batch: int) -> list[float]:
+    """Add up the gradients of all processes, in place; return the means of the values over the ``batch`` items."""
+    means = torch.stack([value.float().sum() for value in values]) / batch
+    processes.add([*gradients, means])
+    means_found: list[float] = means.tolist()
+    return means_found
 
 
 def apply_gradients(

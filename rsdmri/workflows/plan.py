@@ -61,8 +61,8 @@ class Plan:
     memory_gb: float
 
 
-def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
-    """Work out what training on ``slices`` will do; nothing is read but shapes and masks."""
+def plan_training(config: Config, slices: TrainingSlices, source: str, processes: int = 1) -> Plan:
+    """Work out what training on ``slices`` in ``processes`` will do; nothing is read but shapes and masks."""
     ref = slices.slices[slices.commonest()[0]]
     width, nominal = ref.file.x, config.acquisition.acceleration
     achieved = [masks.achieved_acceleration(r.mask, torch.as_tensor(r.file.absent)) for r in slices.slices]
@@ -71,8 +71,11 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
     unet = UNet(channels=config.network.channels, blocks=config.network.blocks, attention=config.network.attention)
     largest = max(slices.buckets, key=lambda shape: shape[1] * shape[2])
     batch = max(config.teacher.batch, config.prior.batch)
-    activations = activation_numbers(unet, largest[1:3])
-    memory = 4 * (10 * parameter_count(unet) + 3 * batch * (activations + 8 * 2 * largest[0] * largest[1] * largest[2]))
+    at_once = max(-(-s.batch // (processes * s.accumulate)) for s in (config.teacher, config.prior))
+    activations, samples = activation_numbers(unet, largest[1:3]), largest[0] * largest[1] * largest[2]
+    memory = 4 * (10 * parameter_count(unet) + 3 * at_once * (activations + 8 * 2 * samples))
+    memory += 4 * 4 * (-(-batch // processes) - at_once) * samples  # k-space and maps that wait
+    whose = f" in each of {processes} processes" if processes > 1 else ""
     family = "as acquired (prospective)" if ref.file.prospective else config.acquisition.mask
     counts = slices.coverage()[width]
     lines = [
@@ -85,7 +88,7 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
         f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
         f"objective: {config.objective}; network: {parameter_count(unet):,} parameters, {config.preconditioning} "
-        f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}",
+        f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}{whose}",
     ]
     if config.corruption.kind != "fourier":
         kind = config.corruption.kind

@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from rsdmri import RESEARCH_ONLY, __version__
-from rsdmri.errors import InputError
+from rsdmri.errors import InputError, Interrupted, StoppedElsewhereError
+from rsdmri.runtime import process_count, process_rank
 
 app = typer.Typer(
     add_completion=False,
@@ -84,11 +85,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     del version
+    if process_count() > 1 and context.invoked_subcommand != "train":
+        raise InputError(f"torchrun: {context.invoked_subcommand} runs in one process; only train runs in several")
 
 
 @app.command()
@@ -169,7 +173,6 @@ def train(
 ) -> None:
     """Train a teacher and its one-step prior. The same command again goes on where it stopped."""
     from rsdmri.config import load_config
-    from rsdmri.workflows.signals import Interrupted
     from rsdmri.workflows.train import parse_duration
     from rsdmri.workflows.train import train as run
 
@@ -196,9 +199,10 @@ def train(
             say=typer.echo,
         )
     except Interrupted as stop:
-        typer.echo(str(stop), err=True)
+        if process_rank() == 0:
+            typer.echo(str(stop), err=True)
         raise typer.Exit(0) from None
-    if not dry_run:
+    if not dry_run and process_rank() == 0:
         typer.echo(f"finished: {target}")
 
 
@@ -418,7 +422,6 @@ def demo(
 ) -> None:
     """Run the whole line on simulated scans. Ends with a report; at most 15 minutes on two cores."""
     from rsdmri.workflows.demo import demo as run
-    from rsdmri.workflows.signals import Interrupted
 
     try:
         run(out, quick=quick, device=device, seed=seed, say=typer.echo)
@@ -431,8 +434,12 @@ def main() -> NoReturn:
     """Entry point: one line on standard error, exit code 2 for bad input and 75 for a full disk."""
     try:
         app()
+    except StoppedElsewhereError:
+        sys.exit(2)
     except InputError as error:
-        sys.stderr.write(f"rsdmri: {' '.join(str(error).split())}\n")
+        where = "; ".join(getattr(error, "__notes__", ())[:1])  # of several processes: what all meet is said once
+        if where or process_rank() == 0:
+            sys.stderr.write(f"rsdmri: {' '.join(str(error).split())}{where and f' ({where})'}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("rsdmri: stopped\n")

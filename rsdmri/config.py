@@ -39,10 +39,10 @@ class DataConfig(Section):
 
     path: str = ""
     split: str = "train"
-    cache_gb: float = Field(4.0, ge=0, description="prepared slices kept in memory, in GB")
+    cache_gb: float = Field(4.0, ge=0, description="prepared slices kept in memory by each process, in GB")
     cache_dir: str = Field("", description="folder for coil maps and scales between runs; empty: not kept")
     cache_dir_gb: float = Field(50.0, gt=0, description="size limit of that folder, in GB")
-    workers: int = Field(0, ge=0, le=64, description="threads that read and prepare the next slices; 0: none")
+    workers: int = Field(0, ge=0, le=64, description="threads of each process that prepare the next slices; 0: none")
 
 
 class AcquisitionConfig(Section):
@@ -120,7 +120,8 @@ class TeacherConfig(Section):
     images: Literal["adjoint", "l1-wavelet"] = Field("adjoint", description="what edm takes for images of k-space")
     consistency: float = Field(0.0, ge=0, description="weight of the consistency term below the measurement noise")
     steps: int = Field(20_000, ge=1)
-    batch: int = Field(16, ge=1)
+    batch: int = Field(16, ge=1, description="images of a step, in all processes together")
+    accumulate: int = Field(1, ge=1, description="parts of a step's images taken one after the other, for less memory")
     learning_rate: float = Field(2e-4, gt=0)
     warmup: int = Field(100, ge=0, description="steps of linear warm-up")
     decay_from: float = Field(0.7, ge=0, le=1, description="share of the run after which the rate falls to 2 %")
@@ -141,7 +142,8 @@ class PriorConfig(Section):
     """Phase II: distillation into the one-step generator."""
 
     steps: int = Field(10_000, ge=1)
-    batch: int = Field(16, ge=1)
+    batch: int = Field(16, ge=1, description="images of a step, in all processes together")
+    accumulate: int = Field(1, ge=1, description="parts of a step's images taken one after the other, for less memory")
     objective: Literal["sid", "dmd", "sds"] = "sid"
     alpha: float = 1.2
     t_max: float = Field(0.8, gt=0, le=1)
@@ -185,7 +187,7 @@ class Config(Section):
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     snapshots: int = Field(16, ge=0, description="snapshots of the power-function averages kept of a stage; 0: none")
     snapshots_gb: float = Field(4.0, ge=0, description="disk that they may take of a stage, in GB")
-    workers: int = Field(0, ge=0, description="threads that each take a share of the batch on a CPU; 0: automatic")
+    workers: int = Field(0, ge=0, description="threads of a process that share its images on a CPU; 0: automatic")
     data: DataConfig = DataConfig()
     simulate: SimulateConfig = SimulateConfig()
     acquisition: AcquisitionConfig = AcquisitionConfig()

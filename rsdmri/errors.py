@@ -15,3 +15,11 @@ class DiskFullError(InputError):
     """Nothing more can be written; the same command goes on once there is space."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class StoppedElsewhereError(InputError):
+    """Another process of this training stopped, and says why itself: the command line adds nothing."""
+
+
+class Interrupted(BaseException):  # like KeyboardInterrupt: nothing that handles errors may swallow it
+    """Work was asked to stop; what was done is saved."""

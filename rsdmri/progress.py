@@ -2,18 +2,21 @@
 
 On a terminal it is a live bar. Elsewhere (logs, CI) it is an occasional plain line, at most one every two seconds,
 at least one every ten per cent or ten seconds of a task that reports often enough, and none for a task that is over
-within two seconds.
+within two seconds. Of several processes of one training, only the first reports.
 
     with progress("Training teacher", total=steps) as bar:
         for loss in loop:
             bar.advance(loss=loss)
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
+
+from rsdmri.runtime import process_rank
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -51,6 +54,10 @@ def progress(
     count for the speed; ``stream``: standard error unless given; ``clock``: seconds, for the plain lines.
     Bars do not nest.
     """
+    if process_rank() and stream is None:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield _Lines(title, total, done, nowhere, clock)
+        return
     stream = stream or sys.stderr
     if stream.isatty():
         with _live(stream) as display:

@@ -1,4 +1,4 @@
-"""Where and how computations run: device, threads, random streams.
+"""Where and how computations run: processes, device, threads, random streams.
 
 The only module that names a device. Randomness always comes from an explicit generator keyed by words and numbers,
 so that the same key gives the same stream on every machine and in every process.
@@ -19,18 +19,60 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def process_rank() -> int:
+    """Number of this process among those that torchrun started, from 0; 0 without torchrun."""
+    return _from_torchrun("RANK", 0)
+
+
+def process_count() -> int:
+    """How many processes torchrun started, on all nodes; 1 without torchrun."""
+    return _from_torchrun("WORLD_SIZE", 1)
+
+
+def available_cores() -> int:
+    """Cores for this process: those it may run on, divided among the processes that torchrun started on this node."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // _from_torchrun("LOCAL_WORLD_SIZE", 1))
+
+
+def _from_torchrun(name: str, otherwise: int) -> int:
+    """The variable ``name`` where torchrun set it: other programs set variables of these names for themselves."""
+    return int(os.environ.get(name, otherwise)) if "TORCHELASTIC_RUN_ID" in os.environ else otherwise
+
+
 def select_device(name: str = "auto") -> "torch.device":
-    """Return the device called ``name``; ``auto`` takes CUDA when present, otherwise the CPU."""
+    """Return the device called ``name``; ``auto`` takes CUDA when present, otherwise the CPU.
+
+    Under torchrun the process of rank k on a node takes CUDA device k.
+    """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and process_count() > 1:
+        name = _own_device(name, _from_torchrun("LOCAL_RANK", 0), torch.cuda.device_count())
     try:
         device = torch.device(name)
         torch.zeros((), device=device).item()  # "meta" has no values
     except (RuntimeError, AssertionError, ImportError):
         raise InputError(f"--device {name}: not available here; use auto or cpu") from None
+    if device.type == "cuda" and process_count() > 1:
+        torch.cuda.set_device(device)  # else each process would hold some memory of the first device
     return device
+
+
+def _own_device(name: str, local_rank: int, devices: int) -> str:
+    """Name of the CUDA device of one of several processes of a node."""
+    if name != "cuda":
+        raise InputError(f"--device {name}: one device for several processes; use auto, each then takes its own")
+    if local_rank >= devices:
+        raise InputError(f"more processes than CUDA devices here: use torchrun --nproc-per-node {devices}")
+    return f"cuda:{local_rank}"
+
+
+def communication(device: "torch.device") -> str:
+    """Backend of ``torch.distributed`` for tensors on ``device`` and on the CPU."""
+    return "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
 
 
 def prepare_process(threads: int | None = None) -> None:
@@ -43,11 +85,6 @@ def prepare_process(threads: int | None = None) -> None:
     torch.set_flush_denormal(True)
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def cores() -> int:
-    """Processor cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:

@@ -107,6 +107,7 @@ FLOORS = {
     "rsdmri.training.recovery": 4,
     "rsdmri.training.validation": 4,
     "rsdmri.training.checkpoint": 4,
+    "rsdmri.training.distributed": 1,
     "rsdmri.training.ema": 4,
     "rsdmri.training.snapshots": 4,
     "rsdmri.training.post_hoc": 4,

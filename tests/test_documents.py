@@ -1,8 +1,10 @@
 """Documents that promise something are held to it."""
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,55 @@ def test_the_training_page_names_what_a_run_holds_and_its_settings(finished_run)
         assert name in type(getattr(Config(), section)).model_fields
     for command in re.findall(r"^rsdmri (average .*?)$", text, re.MULTILINE):
         get_command(app).commands["average"].make_context("average", shlex.split(command, comments=True)[1:])
+
+
+def test_the_torchrun_lines_of_the_recipes_parse():
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^torchrun (.*) -m rsdmri train (.*)$", text, re.MULTILINE)
+    assert len(lines) == 2
+    parser = pytest.importorskip("torch.distributed.run", reason="torch was built without it").get_args_parser()
+    for start, rest in lines:
+        assert parser.parse_args([*shlex.split(start), "script"]).nproc_per_node in ("4", "8")
+        options = get_command(app).commands["train"].make_context("train", shlex.split(rest)).params
+        assert (ROOT / options["recipe"]).is_file()
+
+
+STUBS = {
+    "srun": """printf '%s\\n' "$@" > "$OUT/called"; [ -z "$MADE" ] || touch "$OUT/$MADE"; exit "$CODE" """,
+    "scontrol": """[ "$1" = show ] && printf 'node7\\nnode8\\n' || echo "$@" > "$OUT/requeued" """,
+}
+
+
+@pytest.mark.parametrize(
+    ("made", "code", "ends", "requeued"),
+    [
+        ("prior/config.json", 0, 0, False),
+        ("checkpoints/teacher-00000002.safetensors", 0, 0, True),  # asked to stop, saved
+        ("checkpoints/teacher-00000002.safetensors", 1, 0, True),  # a node was lost
+        ("", 1, 1, False),  # the same error as before
+        ("", 0, 1, False),
+    ],
+)
+def test_the_slurm_script_starts_torchrun_and_comes_again_only_after_progress(tmp_path, made, code, ends, requeued):
+    bash = shutil.which("bash") or pytest.skip("there is no bash")
+    for folder in ("bin", "checkpoints", "prior"):
+        (tmp_path / folder).mkdir()
+    for name, body in STUBS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "checkpoints" / "teacher-00000001.safetensors").touch()
+    (tmp_path / ".lock").touch()
+    slurm = {"NNODES": "2", "GPUS_ON_NODE": "8", "JOB_ID": "11", "JOB_NODELIST": "node[7-8]", "RESTART_COUNT": "1"}
+    environment = os.environ | {f"SLURM_{key}": value for key, value in slurm.items()}
+    environment |= {"DATA": "scans.tsv", "OUT": str(tmp_path), "MADE": made, "CODE": str(code)}
+    environment["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    run = subprocess.run([bash, "recipes/slurm.sh", "--seed", "3"], cwd=ROOT, env=environment, capture_output=True)
+    assert run.returncode == ends, run.stderr
+    assert (tmp_path / "requeued").exists() == requeued
+    assert not (tmp_path / ".lock").exists()
+    called = (tmp_path / "called").read_text().split("\n")
+    torchrun, train = called[: called.index("-m", 4)], called[called.index("train") :]
+    assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=node7:29500", "--rdzv-id=11-1"} <= set(torchrun)
+    options = get_command(app).commands["train"].make_context("train", train[1:-1]).params
+    assert (options["seed"], options["data"], options["out"]) == (3, "scans.tsv", tmp_path)
+    assert (ROOT / options["recipe"]).is_file()

@@ -268,14 +268,15 @@ class TrainingSlices:
                 self._noise[path] = combine_estimates(found)
             return self._noise[path]
 
-    def prepare(self, advance: Callable[[], None] = lambda: None) -> None:
-        """Prepare slices until they fill the memory given to them; ``advance`` after each.
+    def prepare(self, advance: Callable[[], None] = lambda: None, share: slice = slice(None)) -> None:
+        """Prepare the slices of ``share`` until they fill the memory given to them; ``advance`` after each.
 
         In sets that fit, damaged files are found before training; the rest of larger ones is prepared as it is drawn.
         """
-        for item in range(len(self)):
+        items = range(len(self))[share]
+        for number, item in enumerate(items):
             if self._pool is not None:
-                self.prefetch(range(item, min(item + 2 * self._workers, len(self))))
+                self.prefetch(items[number : number + 2 * self._workers])
             self[item]
             advance()
             if item not in self._cache:

@@ -17,9 +17,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from rsdmri.files import output_directory
+from rsdmri.runtime import process_count
 
 _SUFFIX = ".safetensors"
-_PROCESSES = 8  # that may write at once without the limit being passed
+_PROCESSES = 8  # that may write at once without the limit being passed, or more where torchrun started more
 _STALE = 3600.0  # seconds after which an unfinished file belongs to nobody
 
 
@@ -46,7 +47,7 @@ class SliceCache:
 
     def __init__(self, folder: Path, limit: float):
         self.folder, self.limit = output_directory(folder), limit
-        self._share = limit / (4 * _PROCESSES)
+        self._share = limit / (4 * max(_PROCESSES, process_count()))
         self._written = self._share  # the first write looks, too
         self._lock = threading.Lock()
 

@@ -40,6 +40,19 @@ class Batch:
     def __getitem__(self, items: slice) -> "Batch":
         return self._each(lambda part: part[items])
 
+    def among(self, share: slice, count: int) -> "Batch":
+        """A batch of ``count`` items of which these are ``share``; the others are stand-ins that take no memory.
+
+        What is drawn for it and then cut to ``share`` is what is drawn for the whole batch.
+        """
+        measured, mask, further_mask = (
+            part[:1].expand(count, *part.shape[1:]) for part in (self.measured, self.mask, self.further_mask)
+        )
+        sigma_y = self.sigma_y.new_zeros(count)
+        sigma_y[share] = self.sigma_y
+        maps = None if self.maps is None else self.maps[:1].expand(count, *self.maps.shape[1:])
+        return Batch(measured, maps, mask, further_mask, sigma_y)
+
     def to(self, device: torch.device) -> "Batch":
         """Copy to ``device``; to an accelerator from pinned memory, so that the host need not wait."""
 

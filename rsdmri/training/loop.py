@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rsdmri.training.distributed import ALONE, Processes
 from rsdmri.training.recovery import Guard, TrainingDivergedError
 from rsdmri.training.stage import Metrics, Stage
 
@@ -33,9 +34,16 @@ class StepReport:
 
 
 def run_stage(
-    stage: Stage, schedule: Schedule, step: int = 0, elapsed: float = 0.0, guard: Guard | None = None
+    stage: Stage,
+    schedule: Schedule,
+    step: int = 0,
+    elapsed: float = 0.0,
+    guard: Guard | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[StepReport]:
     """Take steps until the schedule is done, from ``step`` steps and ``elapsed`` seconds; yield after each.
+
+    All ``processes`` count the time of the slowest, so that they take the same steps at the same rates.
 
     Errors:
         TrainingDivergedError: ``guard`` found something wrong with a step, which is not to be saved.
@@ -45,7 +53,8 @@ def run_stage(
         started = time.monotonic()
         metrics = stage.step(step, progress)
         problem = guard.problem(metrics)
-        if problem is not None:
-            raise TrainingDivergedError(stage.name, step + 1, problem)
-        step, elapsed = step + 1, elapsed + time.monotonic() - started
+        elapsed, wrong = processes.largest(elapsed + time.monotonic() - started, problem is not None)
+        if wrong:
+            raise TrainingDivergedError(stage.name, step + 1, problem or "numbers of another process")
+        step += 1
         yield StepReport(step, elapsed, schedule.progress(step, elapsed), metrics)

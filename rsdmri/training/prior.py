@@ -33,6 +33,7 @@ from rsdmri.training.stage import (
     learning_rate,
     load,
     load_moments,
+    merge,
     moments,
     prefixed,
     step_key,
@@ -57,7 +58,7 @@ class PriorStage:
     Args:
         config: settings.
         teacher: the trained denoiser, frozen.
-        batches: ``batches(count, *key)`` gives the batch of a key.
+        batches: gives the batch of a key.
         shards: runs shares of a batch.
         held_out: gives the batches that `validate` looks at.
     """
@@ -74,6 +75,7 @@ class PriorStage:
     ):
         self.config, self.settings = config, config.prior
         self.batch = self.settings.batch
+        shards.processes.check_batch(self.name, self.batch)
         self.anew: Callable[[int], int] = lambda index: 0
         self.teacher = teacher.eval().requires_grad_(False)
         self.fake_score = copy.deepcopy(teacher).train().requires_grad_(True)
@@ -100,11 +102,12 @@ class PriorStage:
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take one step of the fake score and one of the generator, on the same generated images."""
-        settings = self.settings
-        loss, size = self._drawn(index)
+        settings, processes = self.settings, self.shards.processes
         parameters = self._of_generator + self._of_fake
-        gradients, values = self.shards.gradients(loss, parameters, size)
-        _, of_generator, of_fake, gap, spread = values
+        with processes.together():
+            loss, size = self._drawn(index, processes.share)
+            gradients, values = self.shards.gradients(loss, parameters, size, of=self.batch, rounds=settings.accumulate)
+        _, of_generator, of_fake, gap, spread = merge(processes, gradients, values, self.batch)
         count = len(self._of_generator)
         rate = learning_rate(settings.learning_rate, index, progress, 0, settings.decay_from)
         fake_rate = learning_rate(settings.fake_learning_rate, index, progress, 0, settings.decay_from)
@@ -112,10 +115,10 @@ class PriorStage:
         apply_gradients(self.fake_optimiser, self._of_fake, gradients[count:], fake_rate, settings.clip)
         self.averages.update(self.generator, index + 1)
         return {
-            "loss": float(of_generator.mean()),
-            "fake_loss": float(of_fake.mean()),
-            "score_gap": float(gap.mean()),
-            "sample_std": float(spread.mean()),
+            "loss": of_generator,
+            "fake_loss": of_fake,
+            "score_gap": gap,
+            "sample_std": spread,
             "gradient": norm,
             "rate": rate,
         }
@@ -125,13 +128,15 @@ class PriorStage:
 
         First those whose acquisitions the generator saw, then those of the fake score, 0 where its images are none.
         """
-        loss, count = self._drawn(index)
-        own, fakes = [], []
-        for k in range(count):
-            _, of_generator, of_fake, *_ = loss(slice(k, k + 1))
-            own.append(gradient_norm(self.settings.loss_scale * of_generator, self._of_generator))
-            fakes.append(gradient_norm(of_fake, self._of_fake) if math.isfinite(own[-1]) else 0.0)
-        return own + fakes
+        processes = self.shards.processes
+        own, fakes = [0.0] * self.batch, [0.0] * self.batch
+        with processes.together():
+            loss, _ = self._drawn(index, processes.share)
+            for k, item in enumerate(range(self.batch)[processes.share]):
+                _, of_generator, of_fake, *_ = loss(slice(k, k + 1))
+                own[item] = gradient_norm(self.settings.loss_scale * of_generator, self._of_generator)
+                fakes[item] = gradient_norm(of_fake, self._of_fake) if math.isfinite(own[item]) else 0.0
+        return processes.largest(*own, *fakes)
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -170,22 +175,24 @@ class PriorStage:
         """``images`` as the scores see them."""
         return degradation(self.config.corruption, tuple(images.shape)).forward(images)
 
-    def _drawn(self, index: int) -> tuple[Callable[[slice], tuple[Tensor, ...]], int]:
-        """Losses of a share of the batch of step ``index``, and the size of the batch."""
-        settings, key = self.settings, self.key(index)
-        both = self.batches(2 * settings.batch, *key)  # one draw, so that all have the same size
-        batch, fresh = both[: settings.batch], both[settings.batch :]
+    def _drawn(self, index: int, share: slice) -> tuple[Callable[[slice], tuple[Tensor, ...]], int]:
+        """Losses of a part of the items ``share`` of the batch of step ``index``, and how many items these are."""
+        settings, key, count = self.settings, self.key(index), self.batch
+        mine = range(count)[share]
+        both = self.batches(2 * count, *key, positions=[*mine, *(count + i for i in mine)])  # one draw: one size
+        batch, fresh = both[: len(mine)], both[len(mine) :]
+        whole = batch.among(share, count)
         generator = torch_generator(*key, device=batch.measured.device)
-        latent = self._latent(batch, generator)
-        measured = self.config.objective == "fourier-ambient"
-        level = draw_level(batch, generator, settings.t_max, measured=measured)
-        teacher_settings = self.config.teacher
-        draw = draw_noise(fresh, generator, teacher_settings.sigma_mean, teacher_settings.sigma_std, measured=measured)
-        seeds = dropout_seeds(key, len(batch))
+        latent = self._latent(whole, generator)[share]
+        measured, law = self.config.objective == "fourier-ambient", self.config.teacher
+        level = draw_level(whole, generator, settings.t_max, measured=measured)[share]
+        whole = fresh.among(share, count)
+        draw = draw_noise(whole, generator, law.sigma_mean, law.sigma_std, measured=measured)[share]
+        seeds = dropout_seeds(key, count)[share]
 
-        def loss(share: slice) -> tuple[Tensor, ...]:
-            with item_seeds(seeds[share]):
-                return self._losses(batch[share], fresh[share], latent[share], level[share], draw[share])
+        def loss(part: slice) -> tuple[Tensor, ...]:
+            with item_seeds(seeds[part]):
+                return self._losses(batch[part], fresh[part], latent[part], level[part], draw[part])
 
         return loss, len(batch)
 

@@ -15,10 +15,17 @@ from torch import Tensor, nn
 from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.runtime import seed_of
+from rsdmri.training.distributed import Processes
 from rsdmri.training.ema import Averages
 
-BatchSource = Callable[..., Batch]
 Metrics = dict[str, float]
+
+
+class BatchSource(Protocol):
+    """Gives the batch of a key."""
+
+    def __call__(self, count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+        """Those items of the batch of ``count`` items that ``positions`` name, in their order; None: all."""
 
 
 class Stage(Protocol):
@@ -43,7 +50,10 @@ class Stage(Protocol):
         """Key of everything random in step ``index``."""
 
     def item_norms(self, index: int) -> list[float]:
-        """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite."""
+        """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite.
+
+        All processes call it, each computes its share, and all get all.
+        """
 
     def validate(self) -> float | None:
         """Loss of the averaged weights on fixed slices and noise, the lower the better; None where there is none."""
@@ -78,6 +88,14 @@ def compiled(denoiser: Denoiser, wanted: Literal["auto", "on", "off"]) -> Denois
     if wanted == "on" or (wanted == "auto" and able):
         denoiser.network.compile()
     return denoiser
+
+
+def merge(processes: Processes, gradients: list[Tensor], values: list[Tensor], batch: int) -> list[float]:
+    """Add up the gradients of all processes, in place; return the means of the values over the ``batch`` items."""
+    means = torch.stack([value.float().sum() for value in values]) / batch
+    processes.add([*gradients, means])
+    means_found: list[float] = means.tolist()
+    return means_found
 
 
 def apply_gradients(

@@ -25,6 +25,7 @@ from rsdmri.training.stage import (
     learning_rate,
     load,
     load_moments,
+    merge,
     moments,
     prefixed,
     step_key,
@@ -38,7 +39,7 @@ class TeacherStage:
     Args:
         config: settings.
         denoiser: network to train, on its device.
-        batches: ``batches(count, *key)`` gives the batch of a key.
+        batches: gives the batch of a key.
         shards: runs shares of a batch.
         held_out: gives the batches that `validate` looks at.
     """
@@ -55,6 +56,7 @@ class TeacherStage:
     ):
         self.config, self.settings = config, config.teacher
         self.batch = self.settings.batch
+        shards.processes.check_batch(self.name, self.batch)
         self.anew: Callable[[int], int] = lambda index: 0
         self.denoiser, self.batches, self.shards, self.held_out = denoiser.train(), batches, shards, held_out
         self.averages = Averages(
@@ -71,19 +73,25 @@ class TeacherStage:
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take optimiser step ``index``."""
-        settings = self.settings
-        loss, count = self._drawn(index)
-        gradients, (total, *parts) = self.shards.gradients(loss, self.parameters, count)
+        settings, processes = self.settings, self.shards.processes
+        with processes.together():
+            loss, count = self._drawn(index, processes.share)
+            gradients, values = self.shards.gradients(
+                loss, self.parameters, count, of=self.batch, rounds=settings.accumulate
+            )
+        total, *parts = merge(processes, gradients, values, self.batch)
         rate = learning_rate(settings.learning_rate, index, progress, settings.warmup, settings.decay_from)
         norm = apply_gradients(self.optimiser, self.parameters, gradients, rate, settings.clip)
         self.averages.update(self.denoiser, index + 1)
-        named = {"consistency": float(parts[0].mean())} if parts else {}
-        return {"loss": float(total.mean()), **named, "gradient": norm, "rate": rate}
+        return {"loss": total, **({"consistency": parts[0]} if parts else {}), "gradient": norm, "rate": rate}
 
     def item_norms(self, index: int) -> list[float]:
         """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite."""
-        loss, count = self._drawn(index)
-        return [gradient_norm(loss(slice(k, k + 1))[0], self.parameters) for k in range(count)]
+        processes, norms = self.shards.processes, [0.0] * self.batch
+        with processes.together():
+            loss, count = self._drawn(index, processes.share)
+            norms[processes.share] = [gradient_norm(loss(slice(k, k + 1))[0], self.parameters) for k in range(count)]
+        return processes.largest(*norms)
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -96,16 +104,18 @@ class TeacherStage:
         found = float(torch.cat(losses).mean())
         return found if math.isfinite(found) else None
 
-    def _drawn(self, index: int) -> tuple[Callable[[slice], tuple[Tensor, ...]], int]:
-        """Losses of a share of the batch of step ``index``, and the size of the batch."""
-        key = self.key(index)
-        batch = self.batches(self.batch, *key)
-        draw, deeper = self._noise(batch, torch_generator(*key, device=batch.measured.device))
-        seeds = dropout_seeds(key, len(batch))
+    def _drawn(self, index: int, share: slice) -> tuple[Callable[[slice], tuple[Tensor, ...]], int]:
+        """Losses of a part of the items ``share`` of the batch of step ``index``, and how many items these are."""
+        key, count = self.key(index), self.batch
+        batch = self.batches(count, *key, positions=range(count)[share])
+        generator = torch_generator(*key, device=batch.measured.device)
+        draw, deeper = self._noise(batch.among(share, count), generator)
+        draw, deeper = draw[share], None if deeper is None else deeper[share]
+        seeds = dropout_seeds(key, count)[share]
 
-        def loss(share: slice) -> tuple[Tensor, ...]:
-            with item_seeds(seeds[share]):
-                return self._losses(self.denoiser, batch[share], draw[share], None if deeper is None else deeper[share])
+        def loss(part: slice) -> tuple[Tensor, ...]:
+            with item_seeds(seeds[part]):
+                return self._losses(self.denoiser, batch[part], draw[part], None if deeper is None else deeper[part])
 
         return loss, len(batch)
 

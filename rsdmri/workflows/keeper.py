@@ -1,4 +1,7 @@
-"""What is kept of one stage in training: its checkpoints, and the way back when it diverges."""
+"""What is kept of one stage in training: its checkpoints, and the way back when it diverges.
+
+Of several processes the first alone reads and writes them, and tells the others what they must know.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +21,7 @@ from rsdmri.training.checkpoint import (
     note_validation,
     save_checkpoint,
 )
+from rsdmri.training.distributed import ALONE, Processes
 from rsdmri.training.loop import Schedule, StepReport
 from rsdmri.training.manifest import DrawnItem, Entry, Record, RollBack, read_manifest
 from rsdmri.training.recovery import ROLL_BACKS, Draws, Guard, TrainingDivergedError, outstanding, to_blame
@@ -26,7 +30,7 @@ from rsdmri.workflows.run_folder import RunFolder
 
 
 class Keeper:
-    """Saves a stage, brings it back, and steps back where it diverges.
+    """Saves a stage, brings it back, and steps back where it diverges; all processes call these three together.
 
     Args:
         folder: of the run.
@@ -35,6 +39,7 @@ class Keeper:
         slices: that it is trained on.
         meta: what each checkpoint says beside step and clock.
         say: where lines for the user go.
+        processes: those that train; what else there is, the first alone may ask for.
 
     Attributes:
         guard: looks at each step.
@@ -50,9 +55,10 @@ class Keeper:
         slices: TrainingSlices,
         meta: dict[str, Any],
         say: Callable[[str], None],
+        processes: Processes = ALONE,
     ):
         self.folder, self.stage, self.schedule, self.slices = folder, stage, schedule, slices
-        self.meta, self.say = meta, say
+        self.meta, self.say, self.processes = meta, say, processes
         self.guard, self.draws, self.finished = Guard(), Draws(), False
         self._saved: int | None = None  # step of the newest checkpoint
         self._start: dict[str, Tensor] = {}  # state before the first checkpoint
@@ -69,15 +75,16 @@ class Keeper:
         Errors:
             InputError: there are checkpoints, but none is whole, or they are of another network.
         """
-        saved = latest_checkpoint(self.folder.checkpoints, self.stage.name, self._warn)
-        if saved is None:
+        with self.processes.together():
+            saved = self._newest()
+        if saved is None and self.processes.first:
             self._start = {name: tensor.detach().clone() for name, tensor in self.stage.state().items()}
-            step, elapsed = 0, 0.0
-        else:
-            step, elapsed = self._load(saved), float(saved.meta["elapsed"])
-            self.finished = bool(saved.meta.get("finished"))
+        meta = self._load(saved)
+        step, elapsed, self.finished = meta.get("step", 0), meta.get("elapsed", 0.0), bool(meta.get("finished"))
         self._redraw()
-        self.folder.rewind_metrics(self.stage.name, step)
+        with self.processes.together():
+            if self.processes.first:
+                self.folder.rewind_metrics(self.stage.name, step)
         return self._report(step, elapsed)
 
     def save(self, report: StepReport, validation: float | None = None, *, finished: bool = False) -> None:
@@ -90,13 +97,16 @@ class Keeper:
         if report.step == self._saved and finished <= self.finished:
             return
         state = self.stage.state()
+        self.processes.check_same(state)
         broken = [n for n, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
         if broken:
             raise TrainingDivergedError(self.stage.name, report.step, f"{broken[0]} not finite")
-        if validation is None and report.step == self._saved:  # the same step again: it is known already
-            validation = self.record.generations[-1].validation
         meta = {**self.meta, "elapsed": report.elapsed, "finished": finished, "norms": list(self.guard.norms)}
-        save_checkpoint(self.folder.checkpoints, self.stage.name, report.step, state, meta, validation)
+        with self.processes.together():
+            if self.processes.first:
+                if validation is None and report.step == self._saved:  # the same step again: it is known already
+                    validation = self.record.generations[-1].validation
+                save_checkpoint(self.folder.checkpoints, self.stage.name, report.step, state, meta, validation)
         self._saved, self.finished, self._start = report.step, finished, {}
 
     def note_validation(self, validation: float) -> None:
@@ -129,44 +139,75 @@ class Keeper:
         Errors:
             TrainingDivergedError: this happened three times without getting past the step.
         """
-        name, folder = self.stage.name, self.folder.checkpoints
-        saved = latest_checkpoint(folder, name, self._warn)
-        step = 0 if saved is None else int(saved.meta["step"])
-        record = self.record
-        pending = outstanding(record.roll_backs, step)
-        if len(outstanding(record.roll_backs[record.forgiven :], step)) >= ROLL_BACKS:
-            raise TrainingDivergedError(name, error.step, error.problem, f", after {ROLL_BACKS} roll-backs") from None
-        self._load(saved)
+        with self.processes.together():
+            saved = self._newest()
+            self._check_patience(saved, error)
+        step = self._load(saved).get("step", 0)
         items = self._blamed(error.step - 1)
-        if not items and any(r.back_to == step and not r.left_out for r in pending):
-            older = latest_checkpoint(folder, name, self._warn, before=step)
-            step = step if older is None else self._load(older)
-        roll_back = RollBack(step=error.step, back_to=step, problem=error.problem, left_out=tuple(items))
-        self._tell(roll_back)
-        give_up_after(folder, name, roll_back)
-        self.folder.rewind_metrics(name, step)
+        with self.processes.together():
+            older = None if items else self._before(step)
+        if any(self.processes.largest(older is not None)):
+            step = self._load(older)["step"]
+        with self.processes.together():
+            if self.processes.first:
+                roll_back = RollBack(step=error.step, back_to=step, problem=error.problem, left_out=tuple(items))
+                self._tell(roll_back)
+                give_up_after(self.folder.checkpoints, self.stage.name, roll_back)
+                self.folder.rewind_metrics(self.stage.name, step)
         self._redraw()
         return self._report(step, failed.elapsed)
 
-    def _load(self, saved: Checkpoint | None) -> int:
-        """Give the stage the state of a checkpoint, or that of the start; return its step."""
+    def _newest(self, before: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint, in the first process."""
+        if not self.processes.first:
+            return None
+        return latest_checkpoint(self.folder.checkpoints, self.stage.name, self._warn, before)
+
+    def _check_patience(self, saved: Checkpoint | None, error: TrainingDivergedError) -> None:
+        """Raise ``error`` anew, in the first process, where there were three roll-backs since ``saved``."""
+        if not self.processes.first:
+            return
+        record, step = self.record, 0 if saved is None else int(saved.meta["step"])
+        if len(outstanding(record.roll_backs[record.forgiven :], step)) >= ROLL_BACKS:
+            after = f", after {ROLL_BACKS} roll-backs"
+            raise TrainingDivergedError(error.stage, error.step, error.problem, after) from None
+
+    def _before(self, step: int) -> Checkpoint | None:
+        """The checkpoint before that of ``step``, in the first process, if all was drawn anew from there before."""
+        pending = outstanding(self.record.roll_backs, step) if self.processes.first else []
+        again = any(r.back_to == step and not r.left_out for r in pending)
+        return self._newest(before=step) if again else None
+
+    def _load(self, saved: Checkpoint | None) -> dict[str, Any]:
+        """Give the stage the state of the first process's ``saved``, or of its start; return what is said with it."""
+        state = Checkpoint(self._start, {}) if saved is None else saved
+        meta, tensors = self.processes.of_first(state.meta, state.tensors)
         try:
-            self.stage.load_state(self._start if saved is None else saved.tensors)
+            self.stage.load_state(tensors)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"{self.folder.checkpoints}: the checkpoint of {self.stage.name} does not fit its network ({reason}); "
-                "choose another --out"
+            raise self.processes.alike(
+                InputError(
+                    f"{self.folder.checkpoints}: the checkpoint of {self.stage.name} does not fit its network "
+                    f"({reason}); choose another --out"
+                )
             ) from None
-        self.guard = Guard(() if saved is None else saved.meta.get("norms", ()))
-        self._saved = None if saved is None else int(saved.meta["step"])
-        return self._saved or 0
+        self.guard, self._saved = Guard(meta.get("norms", ())), meta.get("step")
+        return meta
 
     def _report(self, step: int, elapsed: float) -> StepReport:
         return StepReport(step, elapsed, self.schedule.progress(step, elapsed), {})
 
     def _redraw(self) -> None:
-        """Take the roll-backs that the manifest holds into account; slices that other data do not have stay in."""
+        """Take the roll-backs that the manifest holds into account."""
+        with self.processes.together():
+            known = [r.model_dump() for r in self._known()] if self.processes.first else []
+        told, _ = self.processes.of_first({"roll-backs": known}, {})
+        self.draws = Draws([RollBack.model_validate(r) for r in told["roll-backs"]])
+        self.stage.anew = self.draws.anew
+
+    def _known(self) -> list[RollBack]:
+        """Roll-backs of the manifest; slices that other data do not have stay in."""
         stages, kept = read_manifest(self.folder.checkpoints), []
         known = stages.stage(self.stage.name).roll_backs
         if self.stage.name == "prior":  # what the teacher could not learn from, the prior never sees
@@ -177,8 +218,7 @@ class Keeper:
         for roll_back in known:
             items = tuple(item for item in roll_back.left_out if self._item(item.item) == item)
             kept.append(roll_back.model_copy(update={"left_out": items}))
-        self.draws = Draws(kept)
-        self.stage.anew = self.draws.anew
+        return kept
 
     def _item(self, item: int) -> DrawnItem | None:
         if item >= len(self.slices):

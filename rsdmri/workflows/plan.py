@@ -80,8 +80,10 @@ class Plan:
     fits: bool
 
 
-def plan_training(config: Config, slices: TrainingSlices, source: str, device: torch.device) -> Plan:
-    """Work out what training on ``slices`` will do; nothing is read but shapes and masks."""
+def plan_training(
+    config: Config, slices: TrainingSlices, source: str, device: torch.device, processes: int = 1
+) -> Plan:
+    """Work out what training on ``slices`` in ``processes`` will do; nothing is read but shapes and masks."""
     ref = slices.slices[slices.commonest()[0]]
     width, nominal = ref.file.x, config.acquisition.acceleration
     achieved = [masks.achieved_acceleration(r.mask, torch.as_tensor(r.file.absent)) for r in slices.slices]
@@ -107,14 +109,16 @@ def plan_training(config: Config, slices: TrainingSlices, source: str, device: t
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
         f"objective: {config.objective}; network: {cost.parameters:,} parameters, {config.preconditioning} "
         "preconditioning",
-        *(_stage_line(config, stage, spent[stage], needed[stage], room) for stage in STAGES),
+        *(_stage_line(config, stage, spent[stage], needed[stage], room, processes) for stage in STAGES),
     ]
     if config.corruption.kind != "fourier":
         kind = config.corruption.kind
         settings = config.corruption.model_dump(include={"noise", *_TELLING.get(kind, ())})
         lines.append(", ".join([f"corruption: {kind}", *(f"{key} {value:g}" for key, value in settings.items())]))
-    lacking = [stage for stage in STAGES if room is not None and needed[stage].of(_batch(config, stage)) > room]
-    lines += [_cure(config, stage, needed[stage], room or 0.0) for stage in lacking]
+    lacking = [
+        stage for stage in STAGES if room is not None and needed[stage].of(_at_once(config, stage, processes)) > room
+    ]
+    lines += [_cure(config, stage, needed[stage], room or 0.0, processes) for stage in lacking]
     return Plan(lines, drop, cost.parameters, size, spent, needed, not lacking)
 
 
@@ -159,21 +163,31 @@ def _room(config: Config, slices: TrainingSlices, kind: Shape, device: torch.dev
     return max(0.0, 0.9 * free - kept)
 
 
-def _stage_line(config: Config, stage: StageName, spent: Operations, needed: Memory, room: float | None) -> str:
-    batch = _batch(config, stage)
-    fitting = "" if room is None else f"; {room / 1e9:.1f} GB are free, enough for batch {needed.largest_batch(room)}"
+def _at_once(config: Config, stage: StageName, processes: int) -> int:
+    """Images of a step that one process holds at a time."""
+    accumulate = config.teacher.accumulate if stage == "teacher" else config.prior.accumulate
+    return -(-_batch(config, stage) // (processes * accumulate))
+
+
+def _stage_line(
+    config: Config, stage: StageName, spent: Operations, needed: Memory, room: float | None, processes: int
+) -> str:
+    batch, held = _batch(config, stage), needed.of(_at_once(config, stage, processes))
+    whose = f" in each of {processes} processes" if processes > 1 else ""
+    fitting = "" if room is None else f"; {room / 1e9:.1f} GB are free, enough for {needed.largest_batch(room)} at once"
     return (
         f"{stage}: {spent.total / 1e9:.2f} GFLOP an image ({100 * spent.physics / spent.total:.0f} % of it the "
-        f"acquisition operator), about {needed.of(batch) / 1e9:.2f} GB at batch {batch}{fitting}"
+        f"acquisition operator), about {held / 1e9:.2f} GB at batch {batch}{whose}{fitting}"
     )
 
 
-def _cure(config: Config, stage: StageName, needed: Memory, room: float) -> str:
-    most = needed.largest_batch(room)
-    cure = f"--set {stage}.batch={most}, or " if most else ""
+def _cure(config: Config, stage: StageName, needed: Memory, room: float, processes: int) -> str:
+    most, batch = needed.largest_batch(room), _batch(config, stage)
+    parts = -(-batch // (processes * most)) if most else 0
+    cure = f"--set {stage}.accumulate={parts}, --set {stage}.batch={most * processes}, or " if most else ""
     return (
-        f"warning: {stage}: batch {_batch(config, stage)} needs about {needed.of(_batch(config, stage)) / 1e9:.1f} GB "
-        f"and {room / 1e9:.1f} GB are free; use {cure}a smaller network (network.channels, network.blocks)"
+        f"warning: {stage}: batch {batch} needs about {needed.of(_at_once(config, stage, processes)) / 1e9:.1f} GB "
+        f"and {room / 1e9:.1f} GB are free; use {cure}a smaller network (network.preset, network.channels)"
     )
 
 

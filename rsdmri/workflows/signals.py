@@ -4,9 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-class Interrupted(BaseException):  # like KeyboardInterrupt: nothing that handles errors may swallow it
-    """Work was asked to stop; what was done is saved."""
+from rsdmri.errors import Interrupted
 
 
 class Stop:
@@ -15,13 +13,16 @@ class Stop:
     The first signal raises `Interrupted` wherever the main thread is, except in the body of `held`: it is raised at
     its end then. In the body of `at_once` inside that, it is raised where it comes again. Later signals do nothing.
 
+    Args:
+        held: signals wait as in `held` from the beginning.
+
     Attributes:
         asked: a signal came.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._held = self._raised = False
+    def __init__(self, *, held: bool = False) -> None:
+        self.asked = self._raised = False
+        self._held = held
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal came."""
@@ -58,9 +59,9 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Handle SIGINT and SIGTERM while the body runs, on the main thread; elsewhere nothing changes."""
-    stop = Stop()
+def stop_on_signal(*, held: bool = False) -> Iterator[Stop]:
+    """Handle SIGINT and SIGTERM while the body runs, on the main thread; elsewhere nothing changes. See `Stop`."""
+    stop = Stop(held=held)
     before = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

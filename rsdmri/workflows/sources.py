@@ -1,7 +1,7 @@
 """Where training batches come from: acquired k-space of prepared slices, or images measured from it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,14 +41,17 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of slices."""
 
-    def prepare(self, advance: Callable[[], None]) -> None:
-        """Do once what all steps share; ``advance`` after each slice."""
+    def prepare(self, advance: Callable[[], None], share: slice = slice(None)) -> None:
+        """Do once, for the slices of ``share``, what all steps share; ``advance`` after each."""
 
     def sigma_data(self) -> float:
         """Standard deviation of the images per real channel."""
 
-    def batches(self, count: int, *key: object) -> Batch:
-        """Batch of ``count`` slices determined by ``key``, with fresh further masks, on the device."""
+    def batches(self, count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+        """Batch of ``count`` slices determined by ``key``, with fresh further masks, on the device.
+
+        With ``positions``, only those of its items, as they are in the whole batch; no others are prepared.
+        """
 
     def bank(self, drop: int) -> Acquisitions:
         """Acquisitions that samples of the prior are conditioned on."""
@@ -123,25 +126,28 @@ class KspaceSource:
     def __len__(self) -> int:
         return len(self.slices)
 
-    def prepare(self, advance: Callable[[], None]) -> None:
+    def prepare(self, advance: Callable[[], None], share: slice = slice(None)) -> None:
         """Prepare the slices."""
-        self.slices.prepare(advance)
+        self.slices.prepare(advance, share)
 
     def sigma_data(self) -> float:
         """Standard deviation of the images per real channel."""
         return self.slices.sigma_data()
 
-    def batches(self, count: int, *key: object) -> Batch:
-        """Batch of ``count`` slices determined by ``key``, with fresh further masks, on the device."""
-        items = drawn_items(self.config, self.slices, count, *key)
-        prepared = [self.slices[item] for item in items]
-        mask = torch.stack([p.mask.reshape(-1, p.mask.shape[-1]) for p in prepared])
-        ref = self.slices.slices[items[0]]
-        drop, acs = self.slices.further_drop(ref), self.slices.acs_of(ref)
+    def batches(self, count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+        """Batch of ``count`` slices determined by ``key``; see `Source.batches`."""
+        own = list(range(count) if positions is None else positions)
+        items = drawn_items(self.config, self.slices, count, own, *key)
+        refs = [self.slices.slices[item] for item in items]
+        mask = torch.stack([ref.mask for ref in refs])
+        drop, acs = self.slices.further_drop(refs[0]), self.slices.acs_of(refs[0])
         shown = masks.further_mask(mask, drop, acs=acs, generator=torch_generator("further", *key))
+        mask, shown = mask[own], shown[own]
+        prepared = [self.slices[items[position]] for position in own]
         noise = torch.tensor([p.sigma_y / math.sqrt(2) if self._noisy else 0.0 for p in prepared])
         kspace, maps = torch.stack([p.kspace for p in prepared]), torch.stack([p.maps for p in prepared])
         known = drawn_conditions(self.config, self.slices, items, *key)
+        known = None if known is None else known[own]
         return Batch(kspace, maps, mask, shown, noise, known).to(self.device)
 
     def bank(self, drop: int) -> Acquisitions:
@@ -268,11 +274,12 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.slices)
 
-    def prepare(self, advance: Callable[[], None]) -> None:
+    def prepare(self, advance: Callable[[], None], share: slice = slice(None)) -> None:
         """Prepare the slices, then measure those that are kept, and one of each size: finds what does not fit."""
-        self.slices.prepare(advance)
+        self.slices.prepare(advance, share)
         everything = self.config.teacher.images == "l1-wavelet"
-        for item in range(len(self)) if everything else [group[0] for group in self.slices.buckets.values()]:
+        items = range(len(self)) if everything else [group[0] for group in self.slices.buckets.values()]
+        for item in items[share]:
             self.measure(item)
 
     def sigma_data(self, most: int = 256) -> float:
@@ -285,15 +292,18 @@ class ImageSource:
             powers.append(power / (1 if self.measure.real else 2) - found.sigma_y**2)
         return max(sum(powers) / count, 1e-8) ** 0.5
 
-    def batches(self, count: int, *key: object) -> Batch:
-        """Batch of ``count`` images determined by ``key``, with fresh further masks, on the device."""
-        items = drawn_items(self.config, self.slices, count, *key)
-        found = [self.measure(item) for item in items]
+    def batches(self, count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+        """Batch of ``count`` images determined by ``key``; see `Source.batches`."""
+        own = list(range(count) if positions is None else positions)
+        items = drawn_items(self.config, self.slices, count, own, *key)
+        found = [self.measure(items[position]) for position in own]
         mask = shown = torch.stack([m.mask for m in found])
         if self.measure.keep < 1:
-            shown = mask & (torch.rand(mask.shape, generator=torch_generator("further", *key)) < self.measure.keep)
+            every = torch.rand((count, *mask.shape[1:]), generator=torch_generator("further", *key))
+            shown = mask & (every[own] < self.measure.keep)
         noise = torch.tensor([m.sigma_y for m in found])
         known = drawn_conditions(self.config, self.slices, items, *key)
+        known = None if known is None else known[own]
         return Batch(torch.stack([m.image for m in found]), None, mask, shown, noise, known).to(self.device)
 
     def bank(self, drop: int) -> Acquisitions:
@@ -313,9 +323,12 @@ def taught_below(config: Config) -> float:
     return DEEPEST if config.teacher.consistency > 0 else 1.0
 
 
-def drawn_items(config: Config, slices: TrainingSlices, count: int, *key: object) -> list[int]:
-    """Slices of the batch of ``key``; worker threads, where there are any, begin with the next one's."""
+def drawn_items(
+    config: Config, slices: TrainingSlices, count: int, positions: Sequence[int], *key: object
+) -> list[int]:
+    """Slices of the batch of ``key``; worker threads, if any, begin with those at ``positions`` of the next one."""
     items = slices.draw_items(count, *key)
     if config.data.workers and key and isinstance(key[-1], int):
-        slices.prefetch(slices.draw_items(count, *key[:-1], key[-1] + 1))
+        following = slices.draw_items(count, *key[:-1], key[-1] + 1)
+        slices.prefetch([following[position] for position in positions])
     return items

@@ -3,6 +3,7 @@
 import functools
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from rsdmri.config import Config
 from rsdmri.diffusion.batch import Batch
 from rsdmri.priors import build_denoiser
-from rsdmri.runtime import cores, torch_generator
+from rsdmri.runtime import available_cores, torch_generator
 from rsdmri.training.loop import StepReport
 from rsdmri.training.shards import Shards
 from rsdmri.training.stage import Stage
@@ -75,7 +76,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, second
     on_cpu = device.type == "cpu"
     size = 512 if on_cpu else 8192
     a = torch.randn(size, size, generator=torch_generator("peak", device=device), device=device).to(dtype)
-    together = max(1, cores() // torch.get_num_threads()) if on_cpu else 1
+    together = max(1, available_cores() // torch.get_num_threads()) if on_cpu else 1
 
     def best(_: int) -> float:
         fastest, end = float("inf"), time.monotonic() + seconds
@@ -100,7 +101,11 @@ def wait_for(device: torch.device) -> None:
 def trial_step(config: Config, size: SliceSize, device: torch.device, shards: Shards) -> float:
     """Seconds of one step of the teacher on made-up slices of ``size``: the second of two."""
     batch = made_up(config, size, device)
-    stage = TeacherStage(config, build_denoiser(config, 1.0, device), lambda *_: batch, shards)
+
+    def batches(count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+        return batch if positions is None else batch[: len(positions)]
+
+    stage = TeacherStage(config, build_denoiser(config, 1.0, device), batches, shards)
     stage.step(0, 0.0)
     wait_for(device)
     begun = time.perf_counter()

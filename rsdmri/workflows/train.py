@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -12,21 +11,22 @@ from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import Location, is_uri, refuse_secrets
 from rsdmri.data.simulate import write_simulated
-from rsdmri.errors import InputError
+from rsdmri.errors import InputError, Interrupted
 from rsdmri.priors import runs_in_bfloat16
 from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
-from rsdmri.runtime import keep_freed_memory, prepare_process, select_device
+from rsdmri.runtime import keep_freed_memory, prepare_process, process_rank, select_device
+from rsdmri.training.distributed import ALONE, Processes, joined
 from rsdmri.workflows.grids import Grids
 from rsdmri.workflows.held_out import open_held_out
 from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training, time_line
 from rsdmri.workflows.run_folder import RunFolder
-from rsdmri.workflows.signals import Interrupted, stop_on_signal
+from rsdmri.workflows.signals import Stop, stop_on_signal
 from rsdmri.workflows.snapshots import Snapshots
 from rsdmri.workflows.sources import Source, check_objective, open_source
 from rsdmri.workflows.tensorboard import TensorBoard, tensorboard_wanted
 from rsdmri.workflows.throughput import Throughput
-from rsdmri.workflows.trainer import Budget, Say, StageName, Trainer
+from rsdmri.workflows.trainer import Budget, Observer, Say, StageName, Trainer
 
 
 def train(
@@ -41,6 +41,8 @@ def train(
     say: Say = print,
 ) -> Path:
     """Train the teacher and the one-step prior into the run folder ``out`` and return it.
+
+    In each of several processes that torchrun started, the call does its share.
 
     Args:
         config: settings; without ``data.path`` scans are simulated under ``out/data``.
@@ -58,45 +60,70 @@ def train(
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     started = time.monotonic()
+    say = say if process_rank() == 0 else _nothing
     prepare_process()
     keep_freed_memory()
     target = select_device(device)
     if dry_run and not config.data.path:
         _check_before(config, out, stage)
         return _dry_run_simulated(config, out, target, say)
-    folder = None if dry_run else RunFolder(out)
-    with stop_on_signal() as stop, folder.lock() if folder is not None else _nothing():
-        if folder is not None:
-            folder.adopt(_recorded(config), allow_changes=allow_changes, say=say)
+    with joined(target) as processes, ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signal(held=processes.count > 1))
+        folder = None if dry_run else _entered(stack, config, out, processes, allow_changes, say)
         try:
-            _check_before(config, out, stage)
-            slices, location, plan, words = _open(config, out, target, say)
-            source = open_source(_recorded(config), slices, target)
-            if folder is None:
-                say(time_line(config, plan, target))
-                return out
-            _prepare(source)
-            held_out = open_held_out(_recorded(config), location, target, say)
+            with processes.together(), stop.at_once():
+                if processes.first:
+                    _check_before(config, out, stage)
+            slices, location, plan, words = _open(config, out, target, say, processes, stop)
+            stack.callback(slices.close)
+            with processes.together(), stop.at_once():
+                source = open_source(_recorded(config), slices, target)
+                if folder is None:
+                    say(time_line(config, plan, target))
+                    return out
+                _prepare(source, processes)
+                held_out = open_held_out(_recorded(config), location, target, say) if processes.first else None
         except (InputError, Interrupted):
-            if folder is not None:
+            if folder is not None and processes.first:
                 folder.give_up()
             raise
-        folder.accept_changes(_recorded(config))
-        dtype = torch.bfloat16 if runs_in_bfloat16(config, target) else torch.float32
-        observers = (
-            Throughput(plan.operations, target, dtype),
-            Snapshots(config, folder, say),
-            Grids(config, folder, lambda: source.bank(plan.drop), say),
-            TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
-        )
-        trainer = Trainer(_recorded(config), folder, source, plan, target, words, say, observers, held_out, stop)
+        with processes.together():
+            observers: tuple[Observer, ...] = ()
+            if processes.first:
+                folder.accept_changes(_recorded(config))
+                dtype = torch.bfloat16 if runs_in_bfloat16(config, target) else torch.float32
+                observers = (
+                    Throughput(plan.operations, target, dtype),
+                    Snapshots(config, folder, say),
+                    Grids(config, folder, lambda: source.bank(plan.drop), say),
+                    TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
+                )
+            trainer = Trainer(
+                _recorded(config), folder, source, plan, target, words, say, observers, held_out, stop, processes
+            )
         say(f"to follow: {out}/metrics.jsonl, curves.png, samples/ (docs/training.md); tensorboard --logdir {out}")
-        left = None if budget is None else max(1.0, budget - (time.monotonic() - started))
-        try:
-            trainer.run(stage, split_budget(left, config.teacher.share, stage))
-        finally:
-            slices.close()
+        left = None
+        if budget is not None:
+            (used,) = processes.largest(time.monotonic() - started)
+            left = max(1.0, budget - used)
+        trainer.run(stage, split_budget(left, config.teacher.share, stage))
     return out
+
+
+def _nothing(line: str) -> None:
+    del line
+
+
+def _entered(
+    stack: ExitStack, config: Config, out: Path, processes: Processes, allow_changes: bool, say: Say
+) -> RunFolder:
+    """The run folder, which the first process locks until ``stack`` ends and gives the configuration."""
+    with processes.together():
+        if processes.first:
+            folder = RunFolder(out)
+            stack.enter_context(folder.lock())
+            folder.adopt(_recorded(config), allow_changes=allow_changes, say=say)
+    return folder if processes.first else RunFolder(out)
 
 
 def split_budget(seconds: float | None, share: float, stage: StageName) -> Budget:
@@ -108,11 +135,6 @@ def split_budget(seconds: float | None, share: float, stage: StageName) -> Budge
     if stage == "prior":
         return Budget(prior=seconds)
     return Budget(share * seconds, (1 - share) * seconds)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _recorded(config: Config) -> Config:
@@ -134,7 +156,9 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 
 
-def _open(config: Config, out: Path, device: torch.device, say: Say) -> tuple[TrainingSlices, Location, Plan, str]:
+def _open(
+    config: Config, out: Path, device: torch.device, say: Say, processes: Processes, stop: Stop
+) -> tuple[TrainingSlices, Location, Plan, str]:
     if config.data.path:
         words = config.data.path
         if is_uri(words):
@@ -143,9 +167,13 @@ def _open(config: Config, out: Path, device: torch.device, say: Say) -> tuple[Tr
         words = words if is_uri(words) else pseudonymous_path(words)
     else:
         say("no --data given: training on simulated scans (warped ICBM152 anatomy)")
-        source, words = simulate_into(config, out / "data"), "simulated scans"
-    slices = open_slices(config, source)
-    plan = plan_training(config, slices, words, device)
+        source, words = out / "data", "simulated scans"
+        with processes.together(), stop.at_once():
+            if processes.first:
+                simulate_into(config, out / "data")
+    with processes.together(), stop.at_once():
+        slices = open_slices(config, source)
+        plan = plan_training(config, slices, words, device, processes.count)
     for line in plan.lines:
         say(line)
     return slices, source, plan, words
@@ -158,9 +186,10 @@ def simulate_into(config: Config, folder: Path) -> Path:
         return write_simulated(folder, **settings.model_dump(), progress=lambda *_: bar.advance())
 
 
-def _prepare(source: Source) -> None:
-    with progress("Preparing coil maps", total=len(source)) as bar:
-        source.prepare(bar.advance)
+def _prepare(source: Source, processes: Processes) -> None:
+    """Each process prepares its share of the slices; what it has not is prepared as it is drawn."""
+    with progress("Preparing coil maps", total=len(range(len(source))[processes.share])) as bar:
+        source.prepare(bar.advance, processes.share)
 
 
 def _dry_run_simulated(config: Config, out: Path, device: torch.device, say: Say) -> Path:
@@ -170,7 +199,7 @@ def _dry_run_simulated(config: Config, out: Path, device: torch.device, say: Say
     with tempfile.TemporaryDirectory() as scratch:
         few = config.model_copy(update={"simulate": config.simulate.model_copy(update={"scans": 3, "slices": 1})})
         say(f"dry run: figures from 3 sample slices; the run would simulate {config.simulate.scans} scans")
-        _, _, plan, _ = _open(few, Path(scratch), device, say)
+        _, _, plan, _ = _open(few, Path(scratch), device, say, ALONE, Stop())
         say(time_line(config, plan, device))
     return out
 

@@ -9,10 +9,14 @@ import torch
 
 from rsdmri import __version__
 from rsdmri.config import Config
+from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.diffusion.batch import Batch
-from rsdmri.errors import InputError
-from rsdmri.priors import Prior, build_denoiser, load_prior, save_prior
+from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.distillation.generator import Generator
+from rsdmri.errors import InputError, Interrupted
+from rsdmri.priors import build_denoiser, load_prior, save_prior
 from rsdmri.progress import Bar, progress
+from rsdmri.training.distributed import ALONE, Processes
 from rsdmri.training.loop import Schedule, StepReport, run_stage
 from rsdmri.training.prior import PriorStage
 from rsdmri.training.recovery import Draws, TrainingDivergedError
@@ -22,7 +26,7 @@ from rsdmri.training.teacher import TeacherStage
 from rsdmri.workflows.keeper import Keeper
 from rsdmri.workflows.plan import Plan
 from rsdmri.workflows.run_folder import RunFolder
-from rsdmri.workflows.signals import Interrupted, Stop
+from rsdmri.workflows.signals import Stop
 from rsdmri.workflows.sources import Source
 
 StageName = Literal["all", "teacher", "prior"]
@@ -69,6 +73,7 @@ class Trainer:
         observers: look on.
         held_out: of the batches that checkpoints are validated on; the training's own source if there is none.
         stop: asked for by signals.
+        processes: those that train; the first alone reads and writes the folder, says, validates and is looked at.
     """
 
     def __init__(
@@ -83,55 +88,56 @@ class Trainer:
         observers: Sequence[Observer] = (),
         held_out: Source | None = None,
         stop: Stop | None = None,
+        processes: Processes = ALONE,
     ):
         self.config, self.folder, self.source, self.plan = config, folder, source, plan
-        self.device, self.words, self.say, self.observers = device, words, say, observers
-        self.shards = Shards(config.workers, device)
-        self.bank = source.bank(plan.drop)
+        self.device, self.words, self.say, self.processes = device, words, say, processes
+        self.observers = observers if processes.first else ()
+        self.shards = Shards(config.workers, device, processes)
+        self.bank = self._bank()
         self.held_out, self.stop = held_out or source, stop or Stop()
         self._draws = Draws()
 
     def run(self, stage: StageName, budget: Budget) -> None:
         """Train the stages that ``stage`` names and are not finished."""
         if stage in ("all", "teacher"):
-            denoiser = build_denoiser(self.config, self.source.sigma_data(), self.device)
+            denoiser = build_denoiser(self.config, self._sigma_data(), self.device)
             teacher_stage = TeacherStage(self.config, denoiser, self._batches, self.shards, self.held_out.batches)
             schedule = Schedule(self._steps("teacher", budget.teacher), budget.teacher)
             facts = self._train(teacher_stage, schedule, "Training teacher", self.config.teacher.keep)
             if facts is not None:
-                save_prior(self.folder.path / "teacher", teacher_stage.average, None, self.bank, self.config, facts)
+                self._export("teacher", teacher_stage.average, None, facts)
         if stage in ("all", "prior"):
-            teacher = self._teacher()
-            prior_stage = PriorStage(self.config, teacher.denoiser, self._batches, self.shards, self.held_out.batches)
+            denoiser, training = self._teacher()
+            prior_stage = PriorStage(self.config, denoiser, self._batches, self.shards, self.held_out.batches)
             schedule = Schedule(self._steps("prior", budget.prior), budget.prior)
             facts = self._train(prior_stage, schedule, "Distilling prior")
             if facts is not None:
-                facts |= {"teacher_training": teacher.meta.get("training", "")}
-                folder, average = self.folder.path / "prior", prior_stage.average
-                save_prior(folder, teacher.denoiser, average, self.bank, self.config, facts)
+                self._export("prior", denoiser, prior_stage.average, facts | training)
 
     def _train(
         self, stage: Stage, schedule: Schedule, title: str, keep: Literal["last", "best"] = "last"
     ) -> dict[str, Any] | None:
         """Run ``stage`` from its last checkpoint; return facts of the result, or None when it was finished before."""
         meta = {"kind": "training-state", "config": self.config.to_dict(), "version": __version__}
-        keeper = Keeper(self.folder, stage, schedule, self.source.slices, meta, self.say)
+        keeper = Keeper(self.folder, stage, schedule, self.source.slices, meta, self.say, self.processes)
         report = keeper.resume()
         if report.step:
-            finished = keeper.finished and (self.folder.path / stage.name / "config.json").exists()
-            if finished and (schedule.steps is None or report.step >= schedule.steps):
+            if self._finished(keeper) and (schedule.steps is None or report.step >= schedule.steps):
                 self.say(f"{stage.name}: finished before, after {report.step} steps")
                 return None
             self.say(f"{stage.name}: going on from step {report.step}")
-        for observer in self.observers:
-            observer.start(stage, report)
+        with self.processes.together():
+            for observer in self.observers:
+                observer.start(stage, report)
         try:
             with progress(title, total=100, done=100 * report.progress) as bar, self.stop.held():
                 report = self._run(stage, keeper, report, bar)
         finally:
             for observer in self.observers:
                 observer.finish(stage, report)
-        return self._facts(report, stage, keeper, keep)
+        with self.processes.together():
+            return self._facts(report, stage, keeper, keep) if self.processes.first else {}
 
     def _run(self, stage: Stage, keeper: Keeper, report: StepReport, bar: Bar) -> StepReport:
         """Take the steps that are left, some again where they diverge; save and stop where that is asked."""
@@ -139,16 +145,16 @@ class Trainer:
         while True:
             self._draws = keeper.draws
             try:
-                self._leave_out(report.step)
-                if keeper.unvalidated(report.step) and report.step % self.config.checkpoint_every == 0:
-                    self._catch_up(stage, keeper, report)
-                start = report
-                for report in run_stage(stage, keeper.schedule, start.step, start.elapsed, keeper.guard):
+                with self.processes.together():
+                    self._leave_out(report.step)
+                    if report.step % self.config.checkpoint_every == 0:
+                        self._catch_up(stage, keeper, report)
+                where = report.step, report.elapsed
+                for report in run_stage(stage, keeper.schedule, *where, keeper.guard, self.processes):
                     extra = self._after_step(stage, keeper, report)
                     shown = {k: f"{v:.4g}" for k, v in (report.metrics | extra).items() if k in _SHOWN}
                     bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
                     done = report.progress
-                    self.stop.check()
                 keeper.save(report, finished=True)
                 return report
             except TrainingDivergedError as error:
@@ -161,13 +167,16 @@ class Trainer:
         left_out = self._draws.left_out(index)
         if left_out != self.source.slices.left_out:
             self.source.slices.left_out = left_out
-            self.bank = self.source.bank(self.plan.drop)
+            self.bank = self._bank()
 
-    def _batches(self, count: int, *key: object) -> Batch:
+    def _bank(self) -> Acquisitions | None:
+        return self.source.bank(self.plan.drop) if self.processes.first else None
+
+    def _batches(self, count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
         """A batch to train on, the last part of the key being its step; a signal need not wait for it."""
         with self.stop.at_once():
             self.source.slices.left_out = self._draws.left_out(key[-1] if isinstance(key[-1], int) else 0)
-            return self.source.batches(count, *key)
+            return self.source.batches(count, *key, positions=positions)
 
     def _validate(self, stage: Stage, keeper: Keeper, report: StepReport) -> dict[str, float]:
         """The validation loss and the step of the lowest one so far, for the log; a signal need not wait for it."""
@@ -182,6 +191,8 @@ class Trainer:
 
     def _catch_up(self, stage: Stage, keeper: Keeper, report: StepReport) -> None:
         """Validate the checkpoint that a stop kept from it."""
+        if not self.processes.first or not keeper.unvalidated(report.step):
+            return
         found = self._validate(stage, keeper, report)
         if found:
             self._log(stage, report, found)
@@ -195,24 +206,31 @@ class Trainer:
         return f"{stage.name}: stopped after step {report.step}; run the same command to go on"
 
     def _after_step(self, stage: Stage, keeper: Keeper, report: StepReport) -> dict[str, float]:
-        """Let observers look, log, and, where it is time, validate and save."""
+        """Let observers look, log, and, where it is time, validate and save; end where a signal asked for it."""
         last = report.progress >= 1
         due = last or report.step % self.config.checkpoint_every == 0
         extra: dict[str, float] = {}
-        try:
-            with self.stop.at_once():
-                for observer in self.observers:
-                    extra |= observer.after_step(stage, report)
-            if due:
-                extra |= self._validate(stage, keeper, report)
-        finally:
-            if due or report.step % 10 == 0 or report.step <= 10:
-                self._log(stage, report, extra)
+        with self.processes.together():
+            try:
+                with self.stop.at_once():
+                    for observer in self.observers:
+                        extra |= observer.after_step(stage, report)
+                if due and self.processes.first:
+                    extra |= self._validate(stage, keeper, report)
+            finally:
+                if due or report.step % 10 == 0 or report.step <= 10:
+                    self._log(stage, report, extra)
+            if not due:
+                self.stop.check()
         if due:
             keeper.save(report, extra.get("validation"), finished=last)
+            with self.processes.together():
+                self.stop.check()
         return extra
 
     def _log(self, stage: Stage, report: StepReport, extra: dict[str, float]) -> None:
+        if not self.processes.first:
+            return
         row: dict[str, Any] = {"stage": stage.name, "step": report.step, "images": report.step * stage.batch}
         row |= {"time": round(time.time(), 3), "elapsed": round(report.elapsed, 3)} | report.metrics | extra
         self.folder.log(row)
@@ -226,11 +244,37 @@ class Trainer:
         own = self.config.teacher.steps if name == "teacher" else self.config.prior.steps
         return None if seconds is not None else own
 
-    def _teacher(self) -> Prior:
-        try:
-            return load_prior(self.folder.path / "teacher", device=str(self.device))
-        except InputError as error:
-            raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
+    def _sigma_data(self) -> float:
+        """Standard deviation of the images, as the first process finds it."""
+        with self.processes.together(), self.stop.at_once():
+            found = self.source.sigma_data() if self.processes.first else 0.0
+        return self.processes.largest(found)[0]
+
+    def _finished(self, keeper: Keeper) -> bool:
+        """Whether the stage ended before and its prior was written, as the first process finds it."""
+        written = self.processes.first and (self.folder.path / keeper.stage.name / "config.json").exists()
+        return any(self.processes.largest(keeper.finished and written))
+
+    def _teacher(self) -> tuple[Denoiser, dict[str, Any]]:
+        """The finished teacher, which the first process reads for all, and what is told of its training."""
+        prior = None
+        with self.processes.together():
+            try:
+                if self.processes.first:
+                    prior = load_prior(self.folder.path / "teacher", device=str(self.device))
+            except InputError as error:
+                raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
+        denoiser = build_denoiser(self.config, 1.0, self.device) if prior is None else prior.denoiser
+        facts = {} if prior is None else {"teacher_training": prior.meta.get("training", "")}
+        facts, weights = self.processes.of_first(facts, denoiser.state_dict())
+        if prior is None:
+            denoiser.load_state_dict(weights)
+        return denoiser, facts
+
+    def _export(self, name: str, denoiser: Denoiser, generator: Generator | None, facts: dict[str, Any]) -> None:
+        with self.processes.together(), self.stop.at_once():
+            if self.bank is not None:
+                save_prior(self.folder.path / name, denoiser, generator, self.bank, self.config, facts)
 
     def _facts(self, report: StepReport, stage: Stage, keeper: Keeper, keep: Literal["last", "best"]) -> dict[str, Any]:
         """What is written beside the weights; those of ``stage`` become the best ones where these are to be kept."""

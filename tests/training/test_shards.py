@@ -35,22 +35,22 @@ def problem(size: int) -> tuple[Denoiser, Batch, NoiseDraw]:
     return Denoiser(network, 0.5), batch, draw_noise(batch, torch_generator("noise"))
 
 
-def gradients(shards: Shards, size: int) -> tuple[list[Tensor], list[Tensor]]:
+def gradients(shards: Shards, size: int, rounds: int = 1) -> tuple[list[Tensor], list[Tensor]]:
     denoiser, batch, draw = problem(size)
 
     def loss(share: slice) -> tuple[Tensor, ...]:
         return ambient_loss(denoiser, batch[share], draw[share]), draw.sigma[share]
 
-    return shards.gradients(loss, list(denoiser.parameters()), size)
+    return shards.gradients(loss, list(denoiser.parameters()), size, rounds=rounds)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("workers", "rounds"), [(1, 1), (2, 1), (3, 1), (1, 3), (2, 2)])
 @pytest.mark.parametrize("size", [1, 2, 5, 7])
-def test_gradients_and_values_are_those_of_the_whole_batch(workers, size):
+def test_gradients_and_values_are_those_of_the_whole_batch(workers, rounds, size):
     denoiser, batch, draw = problem(size)
     values = ambient_loss(denoiser, batch, draw)
     values.mean().backward()
-    found, (loss, sigma) = gradients(Shards(workers, CPU), size)
+    found, (loss, sigma) = gradients(Shards(workers, CPU), size, rounds)
     scale = max(float(p.grad.abs().max()) for p in denoiser.parameters())
     for gradient, parameter in zip(found, denoiser.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-6 * scale)
@@ -91,6 +91,20 @@ def test_workers():
     assert Shards(4, torch.device("meta")).workers == 1
     shares = Shards(4, CPU).map(lambda share: share, 3)  # never an empty share
     assert [list(range(3))[share] for share in shares] == [[0], [1], [2]]
+    shares = Shards(2, CPU).map(lambda share: share, 7, rounds=2)
+    assert [list(range(7))[share] for share in shares] == [[0, 4], [1, 5], [2, 6], [3]]
+
+
+def test_a_part_of_a_batch_adds_its_part_of_the_gradient():
+    weight, items = torch.ones(1, requires_grad=True), torch.tensor([1.0, 2, 3, 4, 5])
+    found = []
+    for part in (items[0::2], items[1::2]):
+        (gradient,), (values,) = Shards(1, CPU).gradients(
+            lambda share, part=part: (weight * part[share],), [weight], len(part), of=5
+        )
+        assert torch.equal(values, part)
+        found.append(float(gradient))
+    assert found == pytest.approx([9 / 5, 6 / 5])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,6 +1,7 @@
 """Stages and loop: rates, clipping, a step that depends on its number alone, state that goes on exactly."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def config(*overrides: str) -> Config:
     return load_config(None, [*tiny, *fast, *overrides])
 
 
-def batches(count: int, *key: object) -> Batch:
+def batches(count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
     """Random slices of 9 x 10 with 2 coils, determined by ``key``."""
     rng = numpy_generator("slices", *key)
     maps = torch.as_tensor(np.stack([random_maps(rng, 2, 9, 10) for _ in range(count)]), dtype=torch.complex64)
@@ -39,7 +40,9 @@ def batches(count: int, *key: object) -> Batch:
     mask[..., 3:7] = True
     shown = masks.further_mask(mask, 1, acs=4, generator=torch_generator("further", *key))
     images = torch.as_tensor(rng.normal(size=(count, 9, 10)) + 1j * rng.normal(size=(count, 9, 10)))
-    return Batch(sense(maps, mask).forward(images.to(torch.complex64)), maps, mask, shown, torch.zeros(len(maps)))
+    own = list(range(count) if positions is None else positions)
+    measured = sense(maps, mask).forward(images.to(torch.complex64))
+    return Batch(measured[own], maps[own], mask[own], shown[own], torch.zeros(len(own)))
 
 
 def build(name: str, settings: Config, workers: int = 2) -> TeacherStage | PriorStage:

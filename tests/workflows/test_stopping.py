@@ -11,10 +11,11 @@ import pytest
 from runs import assert_same_run, go_alone, start_training, wait_until
 
 from rsdmri.config import load_config
+from rsdmri.errors import Interrupted
 from rsdmri.runtime import numpy_generator
 from rsdmri.training.manifest import read_manifest
 from rsdmri.workflows.run_folder import read_metrics
-from rsdmri.workflows.signals import Interrupted, Stop
+from rsdmri.workflows.signals import Stop
 
 WITHIN = 20.0  # seconds from a request to the end of the process
 

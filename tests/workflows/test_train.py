@@ -14,12 +14,11 @@ from runs import STAGES, assert_same_run, go, names
 from rsdmri.config import load_config
 from rsdmri.data.fastmri_write import write_scan
 from rsdmri.data.simulate import simulate_scan
-from rsdmri.errors import InputError
+from rsdmri.errors import InputError, Interrupted
 from rsdmri.training.checkpoint import checkpoint_files, load_tensors
 from rsdmri.workflows import plan
 from rsdmri.workflows.plan import open_slices
 from rsdmri.workflows.run_folder import RunFolder, read_metrics
-from rsdmri.workflows.signals import Interrupted
 from rsdmri.workflows.train import parse_duration, split_budget
 from rsdmri.workflows.trainer import Budget
 

@@ -17,6 +17,8 @@ from rsdmri.workflows.train import train
 
 STAGES = ("teacher", "prior")
 
+CLOCKS = ("time", "elapsed", "images_per_s", "gflops_per_s", "peak_share")
+
 
 def quiet(line: str) -> None:
     del line
@@ -46,7 +48,7 @@ def names(folder: Path) -> set[str]:
 
 def assert_same_run(left: Path, right: Path, but: tuple[str, ...] = ()) -> None:
     """The same weights, states and metrics to the bit, clocks and metrics called ``but`` excepted."""
-    but = (*but, "time", "elapsed", "images_per_s", "gflops_per_s", "peak_share")
+    but = (*but, *CLOCKS)
     for stage in STAGES:
         newest = sorted((right / "checkpoints").glob(f"{stage}-0*.safetensors"))[-1]
         pairs = [weights(run / stage) for run in (left, right)]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import CLOCKS
 
 from rsdmri.config import Config, load_config
 from rsdmri.errors import InputError
@@ -23,8 +24,6 @@ from rsdmri.workflows.tensorboard import TensorBoard, tensorboard_wanted
 from rsdmri.workflows.train import train
 
 STAGES = ("teacher", "prior")
-
-CLOCKS = ("time", "elapsed", "images_per_s", "gflops_per_s", "peak_share")
 
 
 def quiet(line: str) -> None:

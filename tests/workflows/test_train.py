@@ -71,7 +71,7 @@ def test_the_plan_is_said_before_training(tmp_path, settings):
         r"image scale",
         r"27,578 parameters",
         r"teacher: 0\.0\d GFLOP an image \(\d+ % of it the acquisition operator\), about 0\.0\d GB at batch 4; ",
-        r"prior: 0\.\d\d GFLOP an image .* GB are free, enough for batch \d{3,}",
+        r"prior: 0\.\d\d GFLOP an image .* GB are free, enough for \d{3,} at once",
         r"time, measured on noise: teacher 0?\.?\S+ s a step, \S+ min .* in all; prior \S+ s a step, .* in all",
     ):
         assert re.search(pattern, text), pattern

@@ -141,13 +141,13 @@ class Trainer:
 
     def _run(self, stage: Stage, keeper: Keeper, report: StepReport, bar: Bar) -> StepReport:
         """Take the steps that are left, some again where they diverge; save and stop where that is asked."""
-        done = report.progress
+        done, every = report.progress, self.config.checkpoint_every
         while True:
             self._draws = keeper.draws
             try:
                 with self.processes.together():
                     self._leave_out(report.step)
-                    if report.step % self.config.checkpoint_every == 0:
+                    if report.step and report.step % every == 0:
                         self._catch_up(stage, keeper, report)
                 where = report.step, report.elapsed
                 for report in run_stage(stage, keeper.schedule, *where, keeper.guard, self.processes):
@@ -167,7 +167,8 @@ class Trainer:
         left_out = self._draws.left_out(index)
         if left_out != self.source.slices.left_out:
             self.source.slices.left_out = left_out
-            self.bank = self._bank()
+            with self.stop.at_once():
+                self.bank = self._bank()
 
     def _bank(self) -> Acquisitions | None:
         return self.source.bank(self.plan.drop) if self.processes.first else None

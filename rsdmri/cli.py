@@ -156,7 +156,12 @@ def train(
     budget: Annotated[str | None, typer.Option(help="wall-clock time to fit everything into, such as 30m")] = None,
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="seed of everything random [0]")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    equivariance: Annotated[
+        bool, typer.Option("--equivariance", help="learn lines that no mask acquires from shifted and flipped images")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the plan and stop; with --out, draw OUT/coverage.png")
+    ] = False,
 ) -> None:
     """Train a teacher and its one-step prior. The same command again goes on where it stopped."""
     from rsdmri.config import load_config
@@ -164,7 +169,7 @@ def train(
     from rsdmri.workflows.train import train as run
     from rsdmri.workflows.trainer import Interrupted
 
-    overrides = list(set_ or [])
+    overrides = [*(["teacher.equivariance=1"] if equivariance else []), *(set_ or [])]
     if acceleration is not None:
         overrides.append(f"acquisition.acceleration={acceleration}")
     if seed is not None:
@@ -176,7 +181,8 @@ def train(
     seconds = None if budget is None else parse_duration(budget)
     target = out or Path("runs") / (name + (f"-seed{config.seed}" if config.seed else ""))
     try:
-        run(config, target, stage=stage.value, budget=seconds, device=device, dry_run=dry_run, say=typer.echo)
+        options = {"dry_run": dry_run, "draw": out is not None}
+        run(config, target, stage=stage.value, budget=seconds, device=device, say=typer.echo, **options)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise typer.Exit(0) from None

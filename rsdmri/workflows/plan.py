@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rsdmri.config import Config
+from rsdmri.data.coverage import Coverage, listed
 from rsdmri.data.dataset import MaskLaw, TrainingSlices
 from rsdmri.data.hdf5 import shown
 from rsdmri.data.manifest import read_manifest
@@ -23,7 +24,13 @@ def mask_law(config: Config) -> MaskLaw:
     """Mask law of a configuration."""
     acquisition = config.acquisition
     return MaskLaw(
-        acquisition.mask, acquisition.acceleration, acquisition.center_fraction, acquisition.further_drop, config.seed
+        acquisition.mask,
+        acquisition.acceleration,
+        acquisition.center_fraction,
+        acquisition.further_drop,
+        config.seed,
+        shared=acquisition.shared_mask,
+        gaps=config.teacher.equivariance > 0 or config.data.allow_gaps,
     )
 
 
@@ -47,6 +54,7 @@ class Plan:
     """Lines to print before training, and what they were worked out from."""
 
     lines: list[str]
+    coverage: list[Coverage]
     drop: int
     parameters: int
     memory_gb: float
@@ -55,7 +63,7 @@ class Plan:
 def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
     """Work out what training on ``slices`` will do; nothing is read but shapes and masks."""
     ref = slices.slices[slices.commonest()[0]]
-    width, nominal = ref.file.x, config.acquisition.acceleration
+    nominal = config.acquisition.acceleration
     achieved = [masks.achieved_acceleration(r.mask, torch.as_tensor(r.file.absent)) for r in slices.slices]
     scans = len({r.path for r in slices.slices})
     drop = slices.further_drop(ref)
@@ -65,20 +73,47 @@ def plan_training(config: Config, slices: TrainingSlices, source: str) -> Plan:
     activations = activation_numbers(unet, largest[1:3])
     memory = 4 * (10 * parameter_count(unet) + 3 * batch * (activations + 8 * 2 * largest[0] * largest[1] * largest[2]))
     family = "as acquired (prospective)" if ref.file.prospective else config.acquisition.mask
-    counts = slices.coverage()[width]
+    coverage = slices.coverage()
     lines = [
         f"data: {source}: {scans} scans, {len(slices)} slices, matrix {ref.file.y} x {ref.file.x}, "
         f"{ref.file.coils} coils",
         f"acceleration: nominal {nominal:g}, achieved {np.mean(achieved):.2f} (from {min(achieved):.2f} to "
         f"{max(achieved):.2f}); ACS {min(masks.acs_lines(r.mask) for r in slices.slices)} lines; masks: {family}; "
         f"the further mask drops {drop}",
-        f"coverage: each line acquired in {int(counts.min())} to {int(counts.max())} of {len(slices)} slices; "
+        *(line for part in coverage for line in part.table()),
         f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
         f"objective: {config.objective}; network: {parameter_count(unet):,} parameters, {config.preconditioning} "
         f"preconditioning, about {memory / 1e9:.2f} GB at batch {batch}",
     ]
-    return Plan(lines, drop, parameter_count(unet), memory / 1e9)
+    return Plan(lines, coverage, drop, parameter_count(unet), memory / 1e9)
+
+
+def check_coverage(config: Config, coverage: list[Coverage]) -> list[str]:
+    """What there is to say of lines that the masks cannot teach.
+
+    Errors:
+        InputError: there are such lines, and neither ``teacher.equivariance`` nor ``data.allow_gaps``.
+    """
+    if config.corruption.kind != "fourier" or config.objective not in ("ambient", "fourier-ambient"):
+        return []  # images are taken as they are
+    lines = []
+    for part in coverage:
+        gap = part.gap()
+        if gap is None:
+            if bool(part.never.any()):
+                lines.append(f"{int(part.never.sum())} {part.unit} are in none of these masks by chance; add scans")
+            continue
+        positions = torch.as_tensor(gap.positions)
+        named = listed(positions) if part.unit == "lines" else str(int(positions.sum()))
+        found = f"{part.unit} {named} of {part.masks[0].numel()} {gap.reason}"
+        if config.teacher.equivariance > 0:
+            lines.append(f"{found}; the equivariant term alone teaches what they hold")
+        elif config.data.allow_gaps:
+            lines.append(f"warning: {found}; data.allow_gaps=true trains all the same, what they hold is undetermined")
+        else:
+            raise InputError(f"{found}; {gap.cure}, or train with --equivariance")
+    return lines
 
 
 def activation_numbers(network: nn.Module, size: tuple[int, ...]) -> int:

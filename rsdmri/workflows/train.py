@@ -11,10 +11,11 @@ from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import Location, is_uri, refuse_secrets
 from rsdmri.data.simulate import write_simulated
 from rsdmri.errors import InputError
+from rsdmri.files import output_directory
 from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
 from rsdmri.runtime import prepare_process, select_device
-from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training
+from rsdmri.workflows.plan import Plan, check_coverage, mask_law, open_slices, plan_training
 from rsdmri.workflows.run_folder import RunFolder
 from rsdmri.workflows.sources import open_source
 from rsdmri.workflows.trainer import Budget, Say, StageName, Trainer
@@ -28,6 +29,7 @@ def train(
     budget: float | None = None,
     device: str = "auto",
     dry_run: bool = False,
+    draw: bool = True,
     say: Say = print,
 ) -> Path:
     """Train the teacher and the one-step prior into the run folder ``out`` and return it.
@@ -39,6 +41,7 @@ def train(
         budget: wall-clock seconds for everything; the schedule is fitted to it.
         device: ``auto``, or a torch device.
         dry_run: print the plan and stop.
+        draw: in a dry run, draw ``out/coverage.png`` too; a training always does.
         say: where lines for the user go.
     """
     started = time.monotonic()
@@ -53,9 +56,14 @@ def train(
         try:
             _check_before(config, out, stage)
             slices, plan, words = _open(config, out, say)
+            if dry_run and draw:
+                _draw_coverage(plan, out)
+            for line in check_coverage(config, plan.coverage):
+                say(line)
             if folder is None:
                 return out
             _prepare(slices)
+            _draw_coverage(plan, out)
         except InputError:
             if folder is not None:
                 folder.give_up()
@@ -130,6 +138,13 @@ def _prepare(slices: TrainingSlices) -> None:
         slices.prepare(bar.advance)
 
 
+def _draw_coverage(plan: Plan, out: Path) -> None:
+    from rsdmri.report.coverage import coverage_figure
+    from rsdmri.report.png import save_png
+
+    save_png(coverage_figure(plan.coverage), output_directory(out) / "coverage.png")
+
+
 def _dry_run_simulated(config: Config, out: Path, say: Say) -> Path:
     """Plan for simulated data without writing anything where the run would go."""
     import tempfile
@@ -137,7 +152,9 @@ def _dry_run_simulated(config: Config, out: Path, say: Say) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         few = config.model_copy(update={"simulate": config.simulate.model_copy(update={"scans": 3, "slices": 1})})
         say(f"dry run: figures from 3 sample slices; the run would simulate {config.simulate.scans} scans")
-        _open(few, Path(scratch), say)
+        _, plan, _ = _open(few, Path(scratch), say)
+        for line in check_coverage(few, plan.coverage):
+            say(line)
     return out
 
 

@@ -64,6 +64,7 @@ def test_a_finished_run_holds_what_was_promised(finished_run):
     weights_and_card = {"README.md", "config.json", "model.safetensors"}
     assert names(finished_run) == {
         "config.toml",
+        "coverage.png",
         "metrics.jsonl",
         *(f"checkpoints/{stage}-{step:08d}.safetensors" for stage in STAGES for step in (3, 6)),
         *(f"{stage}/{name}" for stage in STAGES for name in weights_and_card),
@@ -95,9 +96,12 @@ def test_the_plan_is_said_before_training(tmp_path, settings):
         r"image scale",
         r"27,578 parameters",
         r"\d\.\d\d GB",
+        r"coverage of 32 lines \(drawn\): 2 scans, 4 slices, 4 different masks",
     ):
         assert re.search(pattern, text), pattern
-    assert not (tmp_path / "run").exists()
+    assert names(tmp_path) == {"run/coverage.png"}
+    go(settings(), tmp_path / "other", dry_run=True, draw=False)
+    assert names(tmp_path) == {"run/coverage.png"}
 
 
 def test_a_dry_run_without_data_says_so_and_writes_nothing(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Phase II: distillation, one optimiser step of the generator and one of the fake score at a time."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ class PriorStage:
         found = generator_loss(
             self.settings.objective, images, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
         )
+        if self.config.teacher.equivariance > 0:  # all of a generated image is known, also what no mask acquires
+            fresh = replace(fresh, mask=torch.ones_like(fresh.mask))
         fake = image_loss(self.fake_score, images.detach(), fresh, draw)
         spread = torch.view_as_real(images.detach()).flatten(1).std(dim=1)
         return self.settings.loss_scale * found.loss + fake, found.loss, fake, found.gap, spread

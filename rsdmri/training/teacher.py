@@ -1,6 +1,7 @@
 """Phase I: the corruption-aware teacher, one optimiser step at a time."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from rsdmri.config import Config
 from rsdmri.diffusion.batch import Batch, NoiseDraw
 from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.equivariance import EquivarianceDraw, Group, draw_equivariance, equivariance_loss
 from rsdmri.diffusion.objectives import consistency_loss, draw_consistency, draw_for, teacher_loss
 from rsdmri.runtime import torch_generator
 from rsdmri.training.ema import average_decay, update_average
@@ -51,8 +53,9 @@ class TeacherStage:
         generator = torch_generator(self.config.seed, self.name, index, device=batch.measured.device)
         draw = draw_for(self.config.objective, batch, generator, settings.sigma_mean, settings.sigma_std)
         deeper = draw_consistency(batch, generator) if settings.consistency else None
+        moved = self._draw_equivariance(batch, generator) if settings.equivariance else None
         gradients, (total, *parts) = self.shards.gradients(
-            lambda share: self._losses(batch[share], draw[share], None if deeper is None else deeper[share]),
+            lambda share: self._losses(batch[share], draw[share], _share(deeper, share), _share(moved, share)),
             self.parameters,
             len(batch),
         )
@@ -60,15 +63,28 @@ class TeacherStage:
         norm = apply_gradients(self.optimiser, self.parameters, gradients, rate, settings.clip)
         decay = average_decay(settings.batch, (index + 1) * settings.batch, settings.ema_images)
         update_average(self.average, self.denoiser, decay)
-        named = {"consistency": float(parts[0].mean())} if parts else {}
+        names = [name for name in ("consistency", "equivariance") if getattr(settings, name)]
+        named = {name: float(part.mean()) for name, part in zip(names, parts, strict=True)}
         return {"loss": float(total.mean()), **named, "gradient": norm, "rate": rate}
 
-    def _losses(self, batch: Batch, draw: NoiseDraw, deeper: NoiseDraw | None) -> tuple[Tensor, ...]:
+    def _draw_equivariance(self, batch: Batch, generator: torch.Generator) -> EquivarianceDraw:
+        settings = self.settings
+        group = Group(settings.equivariance_shift, settings.equivariance_flips, settings.equivariance_rotation)
+        law = settings.sigma_mean, settings.sigma_std
+        return draw_equivariance(self.config.objective, batch, group, generator, *law)
+
+    def _losses(
+        self, batch: Batch, draw: NoiseDraw, deeper: NoiseDraw | None, moved: EquivarianceDraw | None
+    ) -> tuple[Tensor, ...]:
         loss = teacher_loss(self.config.objective, self.denoiser, batch, draw)
-        if deeper is None:
-            return (loss,)
-        consistency = consistency_loss(self.denoiser, batch, deeper)
-        return loss + self.settings.consistency * consistency, consistency
+        parts = []
+        if deeper is not None:
+            parts.append(consistency_loss(self.denoiser, batch, deeper))
+            loss = loss + self.settings.consistency * parts[-1]
+        if moved is not None:
+            parts.append(equivariance_loss(self.denoiser, batch, moved))
+            loss = loss + self.settings.equivariance * parts[-1]
+        return loss, *parts
 
     def state(self) -> dict[str, Tensor]:
         """Weights, average and moments."""
@@ -83,3 +99,10 @@ class TeacherStage:
         load(self.denoiser, "model", state)
         load(self.average, "average", state)
         load_moments("adam", self.optimiser, state)
+
+
+Draw = TypeVar("Draw", NoiseDraw, EquivarianceDraw)
+
+
+def _share(draw: Draw | None, share: slice) -> Draw | None:
+    return None if draw is None else draw[share]

@@ -166,7 +166,12 @@ def train(
     budget: Annotated[str | None, typer.Option(help="wall-clock time to fit everything into, such as 30m")] = None,
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="seed of everything random [0]")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    equivariance: Annotated[
+        bool, typer.Option("--equivariance", help="learn lines that no mask acquires from shifted and flipped images")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the plan and stop; with --out, draw OUT/coverage.png")
+    ] = False,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="go on with other settings than the run began with; recorded")
     ] = False,
@@ -176,7 +181,7 @@ def train(
     from rsdmri.workflows.train import parse_duration
     from rsdmri.workflows.train import train as run
 
-    overrides = list(set_ or [])
+    overrides = [*(["teacher.equivariance=1"] if equivariance else []), *(set_ or [])]
     if acceleration is not None:
         overrides.append(f"acquisition.acceleration={acceleration}")
     if seed is not None:
@@ -195,6 +200,7 @@ def train(
             budget=seconds,
             device=device,
             dry_run=dry_run,
+            draw=out is not None,
             allow_changes=allow_changes,
             say=typer.echo,
         )

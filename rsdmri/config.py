@@ -43,6 +43,7 @@ class DataConfig(Section):
     cache_dir: str = Field("", description="folder for coil maps and scales between runs; empty: not kept")
     cache_dir_gb: float = Field(50.0, gt=0, description="size limit of that folder, in GB")
     workers: int = Field(0, ge=0, le=64, description="threads of each process that prepare the next slices; 0: none")
+    allow_gaps: bool = Field(False, description="train though masks leave lines untaught; for experiments")
 
 
 class AcquisitionConfig(Section):
@@ -54,6 +55,7 @@ class AcquisitionConfig(Section):
     ] = "random"
     center_fraction: float | None = Field(None, gt=0, lt=1, description="ACS share; empty: 0.32/R, at least 8 lines")
     further_drop: int | None = Field(None, ge=1, description="lines the further mask drops; empty: W/R - W/(R+1)")
+    shared_mask: bool = Field(False, description="one mask for all slices, as many protocols have")
 
 
 # What each is for and the memory that it takes: see `rsdmri.diffusion.backbones`.
@@ -119,6 +121,10 @@ class TeacherConfig(Section):
     )
     images: Literal["adjoint", "l1-wavelet"] = Field("adjoint", description="what edm takes for images of k-space")
     consistency: float = Field(0.0, ge=0, description="weight of the consistency term below the measurement noise")
+    equivariance: float = Field(0.0, ge=0, description="weight of the equivariant term for lines that masks lack")
+    equivariance_shift: float = Field(0.1, ge=0, le=0.5, description="its largest shift, as a share of each axis")
+    equivariance_flips: bool = True
+    equivariance_rotation: float = Field(0.0, ge=0, le=45, description="its largest rotation in degrees")
     steps: int = Field(20_000, ge=1)
     batch: int = Field(16, ge=1, description="images of a step, in all processes together")
     accumulate: int = Field(1, ge=1, description="parts of a step's images taken one after the other, for less memory")
@@ -205,6 +211,8 @@ class Config(Section):
                 f"teacher.objective {self.teacher.objective} does not fit corruption.kind {self.corruption.kind}; "
                 f"use {' or '.join(fitting)}"
             )
+        if self.teacher.equivariance > 0 and self.objective not in ("ambient", "fourier-ambient"):
+            raise ValueError(f"teacher.equivariance: objective {self.objective} lacks no lines that it could teach")
         return self
 
     @property

@@ -276,7 +276,8 @@ OPTIONS = {
     "index": {"--out": "manifest.tsv", "--splits": "0.8,0.1,0.1", "--subject": None, "--anatomy": None,
               "--licence": None, "--salt": None, "--strict": None, "--seed": 0, "--trust": None},
     "train": {"--data": None, "--acceleration": 4, "--stage": "all", "--recipe": None, "--set": None,
-              "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--dry-run": None},
+              "--out": "runs/NAME", "--budget": None, "--device": "auto", "--seed": 0, "--equivariance": None,
+              "--dry-run": None, "--allow-changes": None},
     "average": {"--out": None, "--sigma-rel": None, "--stage": "all", "--data": None, "--device": "auto"},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--sampler": "heun", "--steps": 18, "--churn": 0.0,
                "--states": None, "--contrast": None, "--field": None, "--seed": 0, "--out": None},
@@ -435,6 +436,15 @@ def test_dry_run_prints_the_plan_and_writes_nothing(run, tmp_path, simulated):
     for word in ("nominal 4", "achieved", "ACS 4 lines", "random", "image scale", "parameters", "GB"):
         assert word in out
     assert not list((tmp_path / "here").iterdir())
+    code, out, _ = run(
+        "train", "--data", simulated, "--dry-run", "--out", "run", "--set", "acquisition.shared_mask=true"
+    )
+    assert code == 2
+    assert [path.name for path in (tmp_path / "here" / "run").iterdir()] == ["coverage.png"]
+    shared = ("train", "--data", simulated, "--dry-run", "--equivariance", "--set", "acquisition.shared_mask=true")
+    code, out, _ = run(*shared)
+    assert code == 0
+    assert "the equivariant term alone teaches" in out
 
 
 def test_evaluate_prints_and_writes_the_figures(run, tmp_path, simulated):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rsdmri import __version__
+from rsdmri.data.coverage import Coverage, cover
 from rsdmri.data.fastmri import ScanShape, scan_shape
 from rsdmri.data.manifest import ManifestEntry
 from rsdmri.data.remote import Location, name_of
@@ -48,6 +49,8 @@ class MaskLaw:
             the acquired lines for the rest.
         further_drop: lines that the further mask drops; None: about W/R - W/(R+1).
         seed: of the masks.
+        shared: all slices of a width have the same mask.
+        gaps: masks may leave lines untaught; `check` lets them pass.
     """
 
     family: str = "random"
@@ -55,6 +58,8 @@ class MaskLaw:
     center_fraction: float | None = None
     further_drop: int | None = None
     seed: int = 0
+    shared: bool = False
+    gaps: bool = False
 
     def fraction(self, width: int) -> float:
         """ACS share at matrix width ``width``."""
@@ -89,13 +94,13 @@ class MaskLaw:
                 f"acceleration {self.acceleration:g}: leaves {lines} centre (ACS) lines of {width}, coil maps need "
                 f"{least}; use at most {width / (2 * least):g}, or a larger acquisition.center_fraction"
             )
-        if not ambient:
+        if self.gaps or not ambient:
             return
         try:
             law = masks.SamplingLaw(self.family, (1, width), self.acceleration, self.fraction(width))
             law.check_ambient(self.drop(width), kept=law.acs(), absent=absent)
         except InputError as error:
-            cure = "" if self.family == "random" else "; train with --set acquisition.mask=random"
+            cure = "" if self.family == "random" else "; train with --set acquisition.mask=random, or --equivariance"
             raise InputError(f"mask family {self.family}: {error}{cure}") from None
 
     def draw(self, width: int, file: str, index: int) -> Tensor:
@@ -107,7 +112,7 @@ class MaskLaw:
             width,
             acceleration=self.acceleration,
             center_fraction=self.fraction(width),
-            key=("mask", self.seed, file, index),
+            key=("mask", self.seed) if self.shared else ("mask", self.seed, file, index),
         ).reshape(1, width)
 
     def inclusion(self, width: int) -> Tensor:
@@ -175,8 +180,6 @@ class TrainingSlices:
         self._cache: OrderedDict[int, PreparedSlice] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cached = 0.0
-        if ambient:
-            self._check_coverage()
 
     def _add(self, path: Location, contrast: str, ambient: bool) -> None:
         shape = scan_shape(path)
@@ -351,27 +354,24 @@ class TrainingSlices:
             powers.append(float(lines.sum() / (2 * samples.numel())))
         return max(sum(powers) / count, 1e-8) ** 0.5
 
-    def coverage(self) -> dict[int, Tensor]:
-        """For each matrix width: how many slices acquired each line, ``(x,)``."""
-        counts: dict[int, Tensor] = {}
+    def coverage(self) -> list[Coverage]:
+        """What was acquired, for each shape of masks, those of the scans and drawn ones apart."""
+        kinds: OrderedDict[tuple[int, int, bool], list[SliceRef]] = OrderedDict()
         for ref in self.slices:
-            seen = ref.mask.any(dim=0).long()
-            counts[ref.file.x] = counts.get(ref.file.x, torch.zeros_like(seen)) + seen
-        return counts
+            height, width = ref.mask.shape
+            kinds.setdefault((height, width, ref.file.prospective), []).append(ref)
+        return [
+            cover(
+                [(ref.path, ref.mask, torch.as_tensor(ref.file.absent)) for ref in refs],
+                acs=self.acs_of(refs[0]),
+                drop=self.further_drop(refs[0]),
+                given=prospective or self.law.shared,
+                judged=self.law.shared or (prospective and (height, width, False) not in kinds),
+            )
+            for (height, width, prospective), refs in kinds.items()
+        ]
 
     def _density(self, ref: SliceRef) -> Tensor:
         if not ref.file.prospective:
             return self.law.inclusion(ref.file.x)
         return torch.stack([r.mask for r in self._like(ref)]).float().mean(dim=0)
-
-    def _check_coverage(self) -> None:
-        for width, counts in self.coverage().items():
-            absent = np.stack([ref.file.absent for ref in self.slices if ref.file.x == width])
-            needed = ~torch.as_tensor(absent.all(axis=0))
-            drawn = any(ref.file.x == width and not ref.file.prospective for ref in self.slices)
-            missing = int((counts[needed] == 0).sum())
-            if missing and not drawn:
-                raise InputError(
-                    f"{missing} of {width} phase-encode lines are acquired in no training scan (their masks are too "
-                    "much alike), so nothing can learn them; add scans with other masks"
-                )

@@ -205,6 +205,8 @@ class PriorStage:
         found = generator_loss(
             self.settings.objective, seen, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
         )
+        if self.config.teacher.equivariance > 0:  # all of a generated image is known, also what no mask acquires
+            fresh = replace(fresh, mask=torch.ones_like(fresh.mask))
         if self.settings.fake_residual == "further":  # the published code's choice
             fresh = replace(fresh, mask=fresh.further_mask)
         fake = image_loss(self.fake_score, seen.detach(), fresh, draw)

@@ -10,6 +10,7 @@ from rsdmri.config import Config
 from rsdmri.diffusion.batch import Batch, NoiseDraw
 from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.dropout import item_seeds
+from rsdmri.diffusion.equivariance import EquivarianceDraw, Group, draw_equivariance, equivariance_loss
 from rsdmri.diffusion.objectives import consistency_loss, draw_consistency, draw_for, teacher_loss
 from rsdmri.runtime import torch_generator
 from rsdmri.training.ema import Averages
@@ -31,6 +32,8 @@ from rsdmri.training.stage import (
     step_key,
 )
 from rsdmri.training.validation import fixed_batches
+
+Draws = tuple[NoiseDraw, NoiseDraw | None, EquivarianceDraw | None]
 
 
 class TeacherStage:
@@ -83,7 +86,8 @@ class TeacherStage:
         rate = learning_rate(settings.learning_rate, index, progress, settings.warmup, settings.decay_from)
         norm = apply_gradients(self.optimiser, self.parameters, gradients, rate, settings.clip)
         self.averages.update(self.denoiser, index + 1)
-        return {"loss": total, **({"consistency": parts[0]} if parts else {}), "gradient": norm, "rate": rate}
+        names = [name for name in ("consistency", "equivariance") if getattr(settings, name)]
+        return {"loss": total, **dict(zip(names, parts, strict=True)), "gradient": norm, "rate": rate}
 
     def item_norms(self, index: int) -> list[float]:
         """Gradient norm of each slice that step ``index`` draws, alone; inf where its loss is not finite."""
@@ -109,29 +113,42 @@ class TeacherStage:
         key, count = self.key(index), self.batch
         batch = self.batches(count, *key, positions=range(count)[share])
         generator = torch_generator(*key, device=batch.measured.device)
-        draw, deeper = self._noise(batch.among(share, count), generator)
-        draw, deeper = draw[share], None if deeper is None else deeper[share]
+        draws = _cut(self._noise(batch.among(share, count), generator), share)
         seeds = dropout_seeds(key, count)[share]
 
         def loss(part: slice) -> tuple[Tensor, ...]:
             with item_seeds(seeds[part]):
-                return self._losses(self.denoiser, batch[part], draw[part], None if deeper is None else deeper[part])
+                return self._losses(self.denoiser, batch[part], *_cut(draws, part))
 
         return loss, len(batch)
 
-    def _noise(self, batch: Batch, generator: torch.Generator) -> tuple[NoiseDraw, NoiseDraw | None]:
-        settings = self.settings
-        draw = draw_for(self.config.objective, batch, generator, settings.sigma_mean, settings.sigma_std)
-        return draw, draw_consistency(batch, generator) if settings.consistency else None
+    def _noise(self, batch: Batch, generator: torch.Generator) -> Draws:
+        settings, objective = self.settings, self.config.objective
+        law = settings.sigma_mean, settings.sigma_std
+        draw = draw_for(objective, batch, generator, *law)
+        deeper = draw_consistency(batch, generator) if settings.consistency else None
+        if not settings.equivariance:
+            return draw, deeper, None
+        group = Group(settings.equivariance_shift, settings.equivariance_flips, settings.equivariance_rotation)
+        return draw, deeper, draw_equivariance(objective, batch, group, generator, *law)
 
     def _losses(
-        self, denoiser: Denoiser, batch: Batch, draw: NoiseDraw, deeper: NoiseDraw | None
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        draw: NoiseDraw,
+        deeper: NoiseDraw | None,
+        moved: EquivarianceDraw | None,
     ) -> tuple[Tensor, ...]:
         loss = teacher_loss(self.config.objective, denoiser, batch, draw)
-        if deeper is None:
-            return (loss,)
-        consistency = consistency_loss(denoiser, batch, deeper)
-        return loss + self.settings.consistency * consistency, consistency
+        parts = []
+        if deeper is not None:
+            parts.append(consistency_loss(denoiser, batch, deeper))
+            loss = loss + self.settings.consistency * parts[-1]
+        if moved is not None:
+            parts.append(equivariance_loss(denoiser, batch, moved))
+            loss = loss + self.settings.equivariance * parts[-1]
+        return loss, *parts
 
     def state(self) -> dict[str, Tensor]:
         """Weights, averages and moments."""
@@ -146,3 +163,9 @@ class TeacherStage:
         load(self.denoiser, "model", state)
         self.averages.load_state(state)
         load_moments("adam", self.optimiser, state)
+
+
+def _cut(draws: Draws, part: slice) -> Draws:
+    """The draws of the items ``part``."""
+    draw, deeper, moved = draws
+    return draw[part], None if deeper is None else deeper[part], None if moved is None else moved[part]

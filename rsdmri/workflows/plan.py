@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rsdmri.config import Config
+from rsdmri.data.coverage import Coverage, listed
 from rsdmri.data.dataset import MaskLaw, Shape, TrainingSlices
 from rsdmri.data.hdf5 import shown
 from rsdmri.data.manifest import read_manifest
@@ -29,7 +30,13 @@ def mask_law(config: Config) -> MaskLaw:
     """Mask law of a configuration."""
     acquisition = config.acquisition
     return MaskLaw(
-        acquisition.mask, acquisition.acceleration, acquisition.center_fraction, acquisition.further_drop, config.seed
+        acquisition.mask,
+        acquisition.acceleration,
+        acquisition.center_fraction,
+        acquisition.further_drop,
+        config.seed,
+        shared=acquisition.shared_mask,
+        gaps=config.teacher.equivariance > 0 or config.data.allow_gaps,
     )
 
 
@@ -72,6 +79,7 @@ class Plan:
     """
 
     lines: list[str]
+    coverage: list[Coverage]
     drop: int
     parameters: int
     size: SliceSize
@@ -85,12 +93,12 @@ def plan_training(
 ) -> Plan:
     """Work out what training on ``slices`` in ``processes`` will do; nothing is read but shapes and masks."""
     ref = slices.slices[slices.commonest()[0]]
-    width, nominal = ref.file.x, config.acquisition.acceleration
+    nominal = config.acquisition.acceleration
     achieved = [masks.achieved_acceleration(r.mask, torch.as_tensor(r.file.absent)) for r in slices.slices]
     scans = len({r.path for r in slices.slices})
     drop = slices.further_drop(ref)
     family = "as acquired (prospective)" if ref.file.prospective else config.acquisition.mask
-    counts = slices.coverage()[width]
+    coverage = slices.coverage()
     kinds = sorted(slices.buckets, key=lambda kind: kind[0] * kind[1] * kind[2])
     common = next(kind for kind, items in slices.buckets.items() if items is slices.commonest())
     size, largest = _slice_size(config, common), _slice_size(config, kinds[-1])
@@ -104,8 +112,8 @@ def plan_training(
         f"acceleration: nominal {nominal:g}, achieved {np.mean(achieved):.2f} (from {min(achieved):.2f} to "
         f"{max(achieved):.2f}); ACS {min(masks.acs_lines(r.mask) for r in slices.slices)} lines; masks: {family}"
         + (f"; the further mask drops {drop}" if config.trains_on_kspace else ""),
-        f"coverage: each line acquired in {int(counts.min())} to {int(counts.max())} of {len(slices)} slices; "
-        f"{100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space is ever read",
+        *(line for part in coverage for line in part.table()),
+        f"read: {100 * np.mean([float(r.mask.float().mean()) for r in slices.slices]):.1f} % of k-space, nothing else",
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
         f"objective: {config.objective}; network: {cost.parameters:,} parameters, {config.preconditioning} "
         "preconditioning",
@@ -119,7 +127,34 @@ def plan_training(
         stage for stage in STAGES if room is not None and needed[stage].of(_at_once(config, stage, processes)) > room
     ]
     lines += [_cure(config, stage, needed[stage], room or 0.0, processes) for stage in lacking]
-    return Plan(lines, drop, cost.parameters, size, spent, needed, not lacking)
+    return Plan(lines, coverage, drop, cost.parameters, size, spent, needed, not lacking)
+
+
+def check_coverage(config: Config, coverage: list[Coverage]) -> list[str]:
+    """What there is to say of lines that the masks cannot teach.
+
+    Errors:
+        InputError: there are such lines, and neither ``teacher.equivariance`` nor ``data.allow_gaps``.
+    """
+    if not config.trains_on_kspace:
+        return []  # images are taken as they are
+    lines = []
+    for part in coverage:
+        gap = part.gap()
+        if gap is None:
+            if bool(part.never.any()):
+                lines.append(f"{int(part.never.sum())} {part.unit} are in none of these masks by chance; add scans")
+            continue
+        positions = torch.as_tensor(gap.positions)
+        named = listed(positions) if part.unit == "lines" else str(int(positions.sum()))
+        found = f"{part.unit} {named} of {part.masks[0].numel()} {gap.reason}"
+        if config.teacher.equivariance > 0:
+            lines.append(f"{found}; the equivariant term alone teaches what they hold")
+        elif config.data.allow_gaps:
+            lines.append(f"warning: {found}; data.allow_gaps=true trains all the same, what they hold is undetermined")
+        else:
+            raise InputError(f"{found}; {gap.cure}, or train with --equivariance")
+    return lines
 
 
 def time_line(config: Config, plan: Plan, device: torch.device) -> str:

@@ -12,6 +12,7 @@ from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import Location, is_uri, refuse_secrets
 from rsdmri.data.simulate import write_simulated
 from rsdmri.errors import InputError, Interrupted
+from rsdmri.files import output_directory
 from rsdmri.priors import runs_in_bfloat16
 from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
@@ -19,7 +20,7 @@ from rsdmri.runtime import keep_freed_memory, prepare_process, process_rank, sel
 from rsdmri.training.distributed import ALONE, Processes, joined
 from rsdmri.workflows.grids import Grids
 from rsdmri.workflows.held_out import open_held_out
-from rsdmri.workflows.plan import Plan, mask_law, open_slices, plan_training, time_line
+from rsdmri.workflows.plan import Plan, check_coverage, mask_law, open_slices, plan_training, time_line
 from rsdmri.workflows.run_folder import RunFolder
 from rsdmri.workflows.signals import Stop, stop_on_signal
 from rsdmri.workflows.snapshots import Snapshots
@@ -38,6 +39,7 @@ def train(
     device: str = "auto",
     dry_run: bool = False,
     allow_changes: bool = False,
+    draw: bool = True,
     say: Say = print,
 ) -> Path:
     """Train the teacher and the one-step prior into the run folder ``out`` and return it.
@@ -52,6 +54,7 @@ def train(
         device: ``auto``, or a torch device.
         dry_run: print the plan and stop.
         allow_changes: go on with other settings than those of the run in ``out``, which is recorded there.
+        draw: in a dry run, draw ``out/coverage.png`` too; a training always does.
         say: where lines for the user go.
 
     Errors:
@@ -77,11 +80,17 @@ def train(
             slices, location, plan, words = _open(config, out, target, say, processes, stop)
             stack.callback(slices.close)
             with processes.together(), stop.at_once():
+                if dry_run and draw and processes.first:
+                    _draw_coverage(plan, out)
+                for line in check_coverage(config, plan.coverage):
+                    say(line)
                 source = open_source(_recorded(config), slices, target)
                 if folder is None:
                     say(time_line(config, plan, target))
                     return out
                 _prepare(source, processes)
+                if processes.first:
+                    _draw_coverage(plan, out)
                 held_out = open_held_out(_recorded(config), location, target, say) if processes.first else None
         except (InputError, Interrupted):
             if folder is not None and processes.first:
@@ -192,6 +201,13 @@ def _prepare(source: Source, processes: Processes) -> None:
         source.prepare(bar.advance, processes.share)
 
 
+def _draw_coverage(plan: Plan, out: Path) -> None:
+    from rsdmri.report.coverage import coverage_figure
+    from rsdmri.report.png import save_png
+
+    save_png(coverage_figure(plan.coverage), output_directory(out) / "coverage.png")
+
+
 def _dry_run_simulated(config: Config, out: Path, device: torch.device, say: Say) -> Path:
     """Plan for simulated data without writing anything where the run would go."""
     import tempfile
@@ -200,6 +216,8 @@ def _dry_run_simulated(config: Config, out: Path, device: torch.device, say: Say
         few = config.model_copy(update={"simulate": config.simulate.model_copy(update={"scans": 3, "slices": 1})})
         say(f"dry run: figures from 3 sample slices; the run would simulate {config.simulate.scans} scans")
         _, _, plan, _ = _open(few, Path(scratch), device, say, ALONE, Stop())
+        for line in check_coverage(few, plan.coverage):
+            say(line)
         say(time_line(config, plan, device))
     return out
 

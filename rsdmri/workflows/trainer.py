@@ -167,8 +167,7 @@ class Trainer:
         left_out = self._draws.left_out(index)
         if left_out != self.source.slices.left_out:
             self.source.slices.left_out = left_out
-            with self.stop.at_once():
-                self.bank = self._bank()
+            self.bank = self._bank()
 
     def _bank(self) -> Acquisitions | None:
         return self.source.bank(self.plan.drop) if self.processes.first else None

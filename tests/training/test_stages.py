@@ -173,6 +173,35 @@ def test_every_part_of_the_teacher_moves_and_its_loss_falls():
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
 
 
+@pytest.mark.parametrize("objective", ["ambient", "fourier-ambient"])
+def test_the_equivariant_term_does_not_depend_on_how_a_batch_is_shared(objective):
+    chosen = [f"teacher.objective={objective}", "teacher.equivariance=0.5", "teacher.equivariance_rotation=10"]
+    plain = build("teacher", config(*chosen[:1])).step(0, 0.0)
+    found = [build("teacher", config(*chosen), workers).step(0, 0.0) for workers in (1, 2, 5)]
+    assert found[0]["equivariance"] > 0
+    assert found[0]["loss"] == pytest.approx(plain["loss"] + 0.5 * found[0]["equivariance"], rel=1e-5)
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4)
+    assert "equivariance" not in plain
+
+
+def test_the_equivariant_term_and_the_consistency_term_add_up():
+    chosen = ["teacher.objective=fourier-ambient", "teacher.consistency=2", "teacher.equivariance=0.5"]
+    found = build("teacher", config(*chosen)).step(0, 0.0)
+    plain = build("teacher", config(chosen[0])).step(0, 0.0)
+    expected = plain["loss"] + 2 * found["consistency"] + 0.5 * found["equivariance"]
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_the_equivariant_term_the_fake_score_learns_every_line_of_generated_images():
+    """A mask shared by all would leave the rest of the fake score undetermined."""
+
+    def fake_loss(*overrides: str) -> float:
+        return build("prior", config(*overrides)).step(0, 0.0)["fake_loss"]
+
+    assert fake_loss("teacher.equivariance=1") > 1.02 * fake_loss()
+
+
 def test_average_follows_the_formula():
     stage = build("teacher", config("teacher.ema_images=40"))
     stage.step(0, 0.0)

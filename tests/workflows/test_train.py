@@ -27,6 +27,7 @@ def test_a_finished_run_holds_what_was_promised(finished_run):
     weights_and_card = {"README.md", "config.json", "model.safetensors"}
     assert names(finished_run) == {
         "config.toml",
+        "coverage.png",
         "metrics.jsonl",
         "checkpoints/manifest.json",
         *(f"checkpoints/{stage}-{step}.safetensors" for stage in STAGES for step in ("00000003", "00000006", "best")),
@@ -73,9 +74,12 @@ def test_the_plan_is_said_before_training(tmp_path, settings):
         r"teacher: 0\.0\d GFLOP an image \(\d+ % of it the acquisition operator\), about 0\.0\d GB at batch 4; ",
         r"prior: 0\.\d\d GFLOP an image .* GB are free, enough for \d{3,} at once",
         r"time, measured on noise: teacher 0?\.?\S+ s a step, \S+ min .* in all; prior \S+ s a step, .* in all",
+        r"coverage of 32 lines \(drawn\): 2 scans, 4 slices, 4 different masks",
     ):
         assert re.search(pattern, text), pattern
-    assert not (tmp_path / "run").exists()
+    assert names(tmp_path) == {"run/coverage.png"}
+    go(settings(), tmp_path / "other", dry_run=True, draw=False)
+    assert names(tmp_path) == {"run/coverage.png"}
 
 
 @pytest.mark.parametrize(("free", "cure"), [(60e6, r"--set teacher\.batch=\d+, or a smaller"), (1e3, "use a smaller")])

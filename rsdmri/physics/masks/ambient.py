@@ -33,28 +33,36 @@ def check_independent(density: NDArray[np.float64], drop: int, kept: Flags, pres
 
 
 def check_outcomes(outcomes: list[Flags], density: NDArray[np.float64], drop: int, kept: Flags, present: Flags) -> None:
-    """Raise ``InputError`` unless the condition holds for a law whose every mask is in ``outcomes``; exact.
+    """Raise ``InputError`` unless the condition holds for a law whose every mask is in ``outcomes``; exact."""
+    if _settled(density, drop, present):
+        return
+    if unreachable(outcomes, drop, kept, present).any():
+        most = max(int((mask & present & ~kept).sum()) for mask in outcomes)
+        raise InputError(
+            "what a further mask leaves gives the grid away, and positions off the grid can then never be"
+            f" acquired; {_CURE}, or drop all {most} positions outside the centre"
+        )
+
+
+def unreachable(outcomes: list[Flags], drop: int, kept: Flags, present: Flags) -> Flags:
+    """Positions that some further mask shows to be unacquired, of a law whose every mask is in ``outcomes``; exact.
 
     An outcome O leaves S of m = max(|O \\ kept| - drop, 0) positions. Another one, O', may lie behind the same M~ if
     it leaves as many and holds S. A position outside O fails if some S is held by no such O' that has it: if m
-    positions of O suffice to tell O from all of these.
+    positions of O suffice to tell O from all of these. Positions that no outcome has are left out.
     """
-    if _settled(density, drop, present):
-        return
     outer = np.stack([(mask & present & ~kept).ravel() for mask in outcomes])
     left = np.maximum(outer.sum(axis=1) - drop, 0)
-    kinds = np.unique(outer, axis=1).T  # positions that the same outcomes acquire are alike
+    kinds, kind_of = np.unique(outer, axis=1, return_inverse=True)  # positions that the same outcomes acquire are alike
+    kinds = kinds.T
+    failing = np.zeros(len(kinds), dtype=np.bool_)
     for index, count in enumerate(left.tolist()):
         own = np.flatnonzero(kinds[:, index])
-        for position in kinds[(kinds.any(axis=1)) & ~kinds[:, index]]:
-            rivals = np.flatnonzero(position & (left == count))
-            tells = [frozenset(own[~kinds[own, rival]].tolist()) for rival in rivals]
-            if _can_hit(tells, count):
-                most = int(outer.sum(axis=1).max())
-                raise InputError(
-                    "what a further mask leaves gives the grid away, and positions off the grid can then never be"
-                    f" acquired; {_CURE}, or drop all {most} positions outside the centre"
-                )
+        for kind in np.flatnonzero(kinds.any(axis=1) & ~kinds[:, index] & ~failing):
+            rivals = np.flatnonzero(kinds[kind] & (left == count))
+            failing[kind] = _can_hit([frozenset(own[~kinds[own, rival]].tolist()) for rival in rivals], count)
+    found: Flags = failing[kind_of.reshape(-1)].reshape(np.broadcast_shapes(present.shape, outcomes[0].shape))
+    return found
 
 
 def check_exclusion(density: NDArray[np.float64], drop: int, kept: Flags, present: Flags) -> None:

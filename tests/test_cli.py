@@ -437,4 +437,7 @@ def test_stopping_a_training_exits_with_zero(run, monkeypatch, simulated, tiny_s
     code, _, err = run("train", "--data", simulated, "--out", "run", "--device", "cpu", *sets)
     assert code == 0
     assert err == "teacher: stopped after step 1; run the same command to go on\n"
-    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["teacher-00000001.safetensors"]
+    assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == [
+        "manifest.json",
+        "teacher-00000001.safetensors",
+    ]

@@ -37,6 +37,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "prior.objective": ("dmd", "dmd"),
         "teacher.objective": ("fourier-ambient", "fourier-ambient"),
         "teacher.images": ("l1-wavelet", "l1-wavelet"),
+        "teacher.keep": ("best", "best"),
         "corruption.kind": ("inpainting", "inpainting"),
         "simulate.contrast": ("FLAIR", "FLAIR"),
         "data.path": ("somewhere/else with spaces", "somewhere/else with spaces"),

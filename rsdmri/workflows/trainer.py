@@ -134,12 +134,12 @@ class Trainer:
 
     def _run(self, stage: Stage, keeper: Keeper, report: StepReport, bar: Bar) -> StepReport:
         """Take the steps that are left, some again where they diverge; save and stop where that is asked."""
-        done = report.progress
+        done, every = report.progress, self.config.checkpoint_every
         while True:
             self._draws = keeper.draws
             try:
                 self._leave_out(report.step)
-                if keeper.unvalidated(report.step) and report.step % self.config.checkpoint_every == 0:
+                if report.step and report.step % every == 0 and keeper.unvalidated(report.step):
                     self._catch_up(stage, keeper, report)
                 start = report
                 for report in run_stage(stage, keeper.schedule, start.step, start.elapsed, keeper.guard):
@@ -160,7 +160,8 @@ class Trainer:
         left_out = self._draws.left_out(index)
         if left_out != self.source.slices.left_out:
             self.source.slices.left_out = left_out
-            self.bank = self.source.bank(self.plan.drop)
+            with self.stop.at_once():
+                self.bank = self.source.bank(self.plan.drop)
 
     def _batches(self, count: int, *key: object) -> Batch:
         """A batch to train on, the last part of the key being its step; a signal need not wait for it."""

@@ -84,9 +84,10 @@ def test_gradients_are_clipped_together(clip, factor):
     assert parameters[0].grad is None
 
 
+@pytest.mark.parametrize("dropout", [0, 0.3])
 @pytest.mark.parametrize("name", ["teacher", "prior"])
-def test_a_stage_goes_on_exactly_from_its_file(tmp_path, name):
-    settings = config()
+def test_a_stage_goes_on_exactly_from_its_file(tmp_path, name, dropout):
+    settings = config(f"network.dropout={dropout}")
     straight = build(name, settings)
     for i in range(3):
         straight.step(i, i / 6)
@@ -100,8 +101,45 @@ def test_a_stage_goes_on_exactly_from_its_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["teacher", "prior"])
-def test_a_step_neither_reads_nor_moves_the_global_random_state(name):
-    first, second = build(name, config()), build(name, config())
+def test_dropout_is_the_same_however_the_batch_is_shared(name):
+    """Five items in one, two and three shares: equal but for the order of sums, and not what no dropout gives."""
+    found = []
+    for workers, dropout in ((1, 0.3), (2, 0.3), (3, 0.3), (1, 0)):
+        stage = build(name, config(f"network.dropout={dropout}"), workers)
+        generator = torch_generator("weights")  # at first the last convolution of a block is 0 and lets nothing through
+        with torch.no_grad():
+            for parameter in stage.parameters if name == "teacher" else stage._of_fake:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        found.append(stage.step(0, 0.0)["loss" if name == "teacher" else "fake_loss"])
+    assert found[1:3] == pytest.approx([found[0]] * 2, rel=1e-5)
+    assert abs(found[3] / found[0] - 1) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["teacher", "prior"])
+def test_gradients_of_single_items_name_the_one_that_is_off(name):
+    def exploding(count: int, *key: object) -> Batch:
+        batch = batches(count, *key)
+        (batch.measured if name == "teacher" else batch.maps)[3] *= math.nan
+        return batch
+
+    stage = build(name, config())
+    before = copied(stage)
+    norms = stage.item_norms(1)
+    assert len(norms) == (5 if name == "teacher" else 10)
+    assert all(math.isfinite(norm) for norm in norms)
+    if name == "teacher":
+        mean = torch.stack([norm * torch.ones(()) for norm in norms]).mean()
+        assert stage.step(1, 0.0)["gradient"] <= float(mean) * (1 + 1e-5)  # of a mean of gradients
+        stage.load_state(before)
+    stage.batches = exploding
+    assert [k for k, norm in enumerate(stage.item_norms(1)) if not math.isfinite(norm)] == [3]
+    assert_same(before, copied(stage))
+
+
+@pytest.mark.parametrize("dropout", [0, 0.3])
+@pytest.mark.parametrize("name", ["teacher", "prior"])
+def test_a_step_neither_reads_nor_moves_the_global_random_state(name, dropout):
+    first, second = (build(name, config(f"network.dropout={dropout}")) for _ in range(2))
     state = torch.get_rng_state()
     metrics = first.step(0, 0.0)
     assert torch.equal(torch.get_rng_state(), state)

@@ -55,16 +55,14 @@ def kill_somewhere(config, run: Path, rng: np.random.Generator, writing: bool) -
 
 
 def kill_again_and_again(tmp_path: Path, settings, kills: int, steps: int) -> None:
-    config = settings(f"steps={steps}", "workers=1", "checkpoint_every=1", "network.dropout=0.1")
+    small = ("network.channels=[8]", "network.attention=false", "network.dropout=0.1")
+    config = settings(f"steps={steps}", "workers=1", "checkpoint_every=1", *small)
     run, rng = tmp_path / "run", numpy_generator("moments", kills)
     left = [kill_somewhere(config, run, rng, writing=k % 2 == 0) for k in range(kills)]
     assert all(killed for killed, _ in left), "it was over too early"
     assert sum(half for _, half in left) >= kills // 4, "none was killed as it wrote"
-    process = start_training(config, run)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    go_alone(config, tmp_path / "straight")
+    for out in (run, tmp_path / "straight"):
+        go_alone(config, out)
     assert_same_run(run, tmp_path / "straight")
     best = [read_manifest(each / "checkpoints").stages["teacher"].best.step for each in (run, tmp_path / "straight")]
     assert best[0] == best[1]
@@ -73,7 +71,7 @@ def kill_again_and_again(tmp_path: Path, settings, kills: int, steps: int) -> No
 
 
 def test_three_kills_at_random_moments_change_no_bit(tmp_path, settings):
-    kill_again_and_again(tmp_path, settings, kills=3, steps=14)
+    kill_again_and_again(tmp_path, settings, kills=3, steps=10)
 
 
 @pytest.mark.slow

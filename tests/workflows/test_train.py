@@ -110,6 +110,9 @@ def test_interrupted_runs_end_up_with_the_same_bits(tmp_path, monkeypatch, setti
     assert f"prior: going on from step {3 if how == 'crash' else 5}" in lines
     assert "teacher: finished before, after 6 steps" in lines
     assert_same_run(run, finished_run)
+    for stage in STAGES:  # the clock goes on, too
+        elapsed = [row["elapsed"] for row in read_metrics(run) if row["stage"] == stage]
+        assert elapsed == sorted(elapsed)
 
 
 def test_a_finished_run_is_left_alone(tmp_path, settings, finished_run):

@@ -120,8 +120,8 @@ def test_dropout_is_the_same_however_the_batch_is_shared(name):
 
 @pytest.mark.parametrize("name", ["teacher", "prior"])
 def test_gradients_of_single_items_name_the_one_that_is_off(name):
-    def exploding(count: int, *key: object) -> Batch:
-        batch = batches(count, *key)
+    def exploding(count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+        batch = batches(count, *key, positions=positions)
         (batch.measured if name == "teacher" else batch.maps)[3] *= math.nan
         return batch
 

@@ -96,31 +96,33 @@ def train(
             if folder is not None and processes.first:
                 folder.give_up()
             raise
-        with processes.together():
-            observers: tuple[Observer, ...] = ()
+        with processes.together(), stop.at_once():
             if processes.first:
                 folder.accept_changes(_recorded(config))
-                dtype = torch.bfloat16 if runs_in_bfloat16(config, target) else torch.float32
-                observers = (
-                    Throughput(plan.operations, target, dtype),
-                    Snapshots(config, folder, say),
-                    Grids(config, folder, lambda: source.bank(plan.drop), say),
-                    TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
-                )
-            trainer = Trainer(
-                _recorded(config), folder, source, plan, target, words, say, observers, held_out, stop, processes
-            )
+            looking = _observers(config, folder, source, plan, target, say) if processes.first else ()
+            own = _recorded(config)
+            trainer = Trainer(own, folder, source, plan, target, words, say, looking, held_out, stop, processes)
         say(f"to follow: {out}/metrics.jsonl, curves.png, samples/ (docs/training.md); tensorboard --logdir {out}")
-        left = None
-        if budget is not None:
-            (used,) = processes.largest(time.monotonic() - started)
-            left = max(1.0, budget - used)
+        (used,) = processes.largest(time.monotonic() - started)
+        left = None if budget is None else max(1.0, budget - used)
         trainer.run(stage, split_budget(left, config.teacher.share, stage))
     return out
 
 
 def _nothing(line: str) -> None:
     del line
+
+
+def _observers(
+    config: Config, folder: RunFolder, source: Source, plan: Plan, device: torch.device, say: Say
+) -> tuple[Observer, ...]:
+    dtype = torch.bfloat16 if runs_in_bfloat16(config, device) else torch.float32
+    return (
+        Throughput(plan.operations, device, dtype),
+        Snapshots(config, folder, say),
+        Grids(config, folder, lambda: source.bank(plan.drop), say),
+        TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
+    )
 
 
 def _entered(

@@ -4,7 +4,11 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -12,6 +16,7 @@ import torch.distributed as dist
 from rsdmri.config import Config, load_config
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.errors import InputError, Interrupted
+from rsdmri.training import checkpoint
 from rsdmri.training.distributed import Processes, joined
 from rsdmri.training.prior import PriorStage
 from rsdmri.training.teacher import TeacherStage
@@ -30,10 +35,10 @@ def settings(scans: Path, *more: str) -> Config:
 
 
 def raised(function, *arguments) -> list:
-    """Type, message and notes of the error that ``function`` raises."""
+    """Type, message and notes of what ``function`` raises."""
     try:
         function(*arguments)
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         return [type(error).__name__, str(error), getattr(error, "__notes__", [])]
     return []
 
@@ -62,11 +67,13 @@ def exchanged(processes: Processes) -> dict[str, object]:
     }
 
 
-def failing(processes: Processes, broken: tuple[int, ...]) -> None:
-    """All leave an inner and an outer body where ``broken`` ranks meet an error."""
+def failing(processes: Processes, broken: tuple[int, ...], interrupted: int | None = None) -> None:
+    """All leave an inner and an outer body where ``broken`` ranks meet an error, or one a request to stop."""
     with processes.together(), processes.together():
         if processes.rank in broken:
             raise InputError(f"broken file {processes.rank}")
+        if processes.rank == interrupted:
+            raise Interrupted
 
 
 def stopped_and_resumed(config: Config, out: Path, rank: int) -> list:
@@ -106,6 +113,32 @@ def one_breaks(config: Config, out: Path, rank: int) -> list:
     return found
 
 
+@contextmanager
+def exploding(steps: int = 2, item: int = 2) -> Iterator[None]:
+    """K-space of one slice, in batches of the teacher, is multiplied after some steps."""
+    batches = KspaceSource.batches
+
+    def reading(self, count, *key, positions=None):
+        found = batches(self, count, *key, positions=positions)
+        items = self.slices.draw_items(count, *key)
+        broken = [items[k] == item and key[1] == "teacher" and key[-1] >= steps for k in positions or ()]
+        factor = torch.ones(len(found)).masked_fill(torch.tensor(broken or [False]), 1e30)
+        return replace(found, measured=found.measured * factor[:, None, None, None])
+
+    KspaceSource.batches = reading
+    yield
+    KspaceSource.batches = batches
+
+
+def disk_full(config: Config, out: Path) -> list:
+    """The first process finds no space for its checkpoint."""
+    free = checkpoint.shutil.disk_usage
+    checkpoint.shutil.disk_usage = lambda folder: SimpleNamespace(free=1000)
+    found = raised(lambda: train(config, out, device="cpu", say=lambda line: None))
+    checkpoint.shutil.disk_usage = free
+    return found
+
+
 def main(scans: Path, out: Path) -> None:
     dist.init_process_group("gloo")
     rank, prepared = dist.get_rank(), []
@@ -119,6 +152,8 @@ def main(scans: Path, out: Path) -> None:
         found = {"exchanged": exchanged(processes)}
         for name, broken in (("second", (1,)), ("both", (0, 1)), ("none", ())):
             found[name] = raised(failing, processes, broken)
+        found["interrupted"] = raised(failing, processes, (), 1)
+        found["interrupted and broken"] = raised(failing, processes, (1,), 0)
     TrainingSlices._prepared = noting
     lines = []
     train(settings(scans, "steps=1"), out / "short", stage="teacher", device="cpu", say=lines.append)
@@ -132,6 +167,9 @@ def main(scans: Path, out: Path) -> None:
     found["diverged"] = raised(
         lambda: train(settings(scans, "teacher.learning_rate=1e30", "teacher.clip=1e30"), out / "nan", device="cpu")
     )
+    with exploding():
+        train(settings(scans), out / "exploded", stage="teacher", device="cpu", say=lines.append)
+    found["full"] = disk_full(settings(scans), out / "full")
     found["refused"] = raised(lambda: train(settings(scans, "seed=1"), out / "plain", device="cpu", say=lines.append))
     (out / f"rank{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pair import settings
-from runs import CLOCKS
+from pair import exploding, settings
+from runs import CLOCKS, go_alone
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -27,7 +27,7 @@ from rsdmri.runtime import torch_generator
 from rsdmri.training.checkpoint import checkpoint_files, load_tensors
 from rsdmri.training.distributed import ALONE, Processes, joined
 from rsdmri.workflows.plan import open_slices, plan_training
-from rsdmri.workflows.run_folder import read_metrics
+from rsdmri.workflows.run_folder import read_events, read_metrics
 from rsdmri.workflows.sources import open_source
 from rsdmri.workflows.train import train
 
@@ -104,6 +104,8 @@ def alone(tmp_path_factory, simulated) -> Path:
     parts = "teacher.accumulate=2", "prior.accumulate=3"
     for name, more in (("plain", ()), ("parts", parts)):
         train(settings(simulated, *more), out / name, device="cpu", say=lambda line: None)
+    with exploding():
+        train(settings(simulated), out / "exploded", stage="teacher", device="cpu", say=lambda line: None)
     torch.set_num_threads(before)
     return out
 
@@ -175,9 +177,28 @@ def test_an_error_of_one_process_stops_both_and_is_said_once(pair, told):
     assert [each["second"][:2] for each in told] == [[elsewhere, "process 1 stopped"], ["InputError", "broken file 1"]]
     assert [each["both"][:2] for each in told] == [["InputError", "broken file 0"], [elsewhere, "process 0 stopped"]]
     assert [each["none"] for each in told] == [[], []]
+    assert [each["full"][0] for each in told] == ["DiskFullError", elsewhere]
+    assert not list((pair / "full" / "checkpoints").glob("*.safetensors"))
     assert [each["diverged"][0] for each in told] == ["TrainingDivergedError", elsewhere]
     assert [each["refused"][0] for each in told] == ["InputError", elsewhere]
     assert "seed: 0 there, 1 asked" in told[0]["refused"][1]
+
+
+def test_a_request_to_stop_one_process_is_one_to_all(told):
+    assert [each["interrupted"][0] for each in told] == ["Interrupted", "Interrupted"]
+    assert told[0]["interrupted and broken"] == ["StoppedElsewhereError", "process 1 stopped", []]
+    assert told[1]["interrupted and broken"][:2] == ["InputError", "broken file 1"]
+
+
+def test_a_slice_that_explodes_in_one_process_is_left_out_by_both(pair, alone):
+    """Whichever process has it: norms of single slices are those of one process, and so are later batches."""
+    (event,) = read_events(alone / "exploded")
+    assert event["back_to"] == 2
+    assert [item["item"] for item in event["left_out"]] == [2]
+    assert read_events(pair / "exploded") == [event]
+    expected, found = state(alone / "exploded", "teacher"), state(pair / "exploded", "teacher")
+    assert distance(expected, found) < 1e-6
+    assert distance(expected, state(alone / "plain", "teacher")) > 1e-5
 
 
 def test_what_processes_exchange(told):
@@ -234,6 +255,45 @@ def test_a_process_that_dies_takes_all_along_and_a_signal_to_torchrun_saves(tmp_
             assert step is not None, err
             assert run / "checkpoints" / f"teacher-{int(step[1]):08d}.safetensors" in known
             assert not (run / ".lock").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes by /proc")
+def test_a_run_of_two_that_is_stopped_goes_on_in_one_or_after_damage_in_two(tmp_path, simulated):
+    """SIGTERM to the second process; then alone, and, the newest checkpoint cut short, in two from the one before."""
+    config = settings(simulated, "steps=24", "checkpoint_every=4", "network.dropout=0.1")
+    run, recipe, stopped = tmp_path / "run", tmp_path / "r.toml", r"teacher: stopped after step (\d+); run the same"
+    recipe.write_text(config.to_toml())
+    command = "-m", "rsdmri", "train", "--recipe", recipe, "--out", run, "--device", "cpu"
+    process, workers = torchrun(*command), {}
+    try:
+        wait_for(run, "checkpoints/teacher-00000008.safetensors", process, set())
+        workers = workers_of(process.pid)
+        os.kill(workers[1], signal.SIGTERM)
+        err = process.communicate(timeout=120)[1]
+    finally:
+        end(process, workers)
+    assert process.returncode == 0, err
+    step = re.search(stopped, err)
+    assert step is not None, err
+    newest = run / "checkpoints" / f"teacher-{int(step[1]):08d}.safetensors"
+    shutil.copytree(run, tmp_path / "one")
+    newest.write_bytes(newest.read_bytes()[:-100])
+    process = torchrun(*command)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        end(process, workers_of(process.pid))
+    assert process.returncode == 0, err
+    assert "passed over for the checkpoint before" in out
+    assert re.search(r"teacher: going on from step (4|8|12|16|20)\n", out)
+    go_alone(config, tmp_path / "one")
+    go_alone(config, tmp_path / "straight")
+    for stage in STAGES:
+        expected = state(tmp_path / "straight", stage)
+        for other in (run, tmp_path / "one"):
+            assert distance(expected, state(other, stage)) < 1e-5
+    rows = [[(r["stage"], r["step"]) for r in read_metrics(each)] for each in (run, tmp_path / "straight")]
+    assert rows[0] == rows[1]
 
 
 def test_a_share_of_a_batch_draws_what_the_whole_batch_draws():

@@ -190,6 +190,8 @@ def sample(
     n: Annotated[int, typer.Option("--n", "-n", help="number of images")] = 16,
     teacher: Annotated[bool, typer.Option("--teacher", help="sample the teacher's ODE instead of one step")] = False,
     steps: Annotated[int, typer.Option(help="Heun steps of --teacher; 2 steps - 1 evaluations")] = 18,
+    contrast: Annotated[str | None, typer.Option(help="T1w, T2w, PDw or FLAIR, for priors that take it")] = None,
+    field: Annotated[float | None, typer.Option(help="field strength in tesla, for priors that take it")] = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="output folder")] = Path("samples"),
     device: Device = "auto",
@@ -197,7 +199,18 @@ def sample(
     """Draw images from a prior. Writes complex HDF5 and a picture, prints the rate."""
     from rsdmri.workflows.sample import sample as run
 
-    run(prior, n=n, teacher=teacher, steps=steps, seed=seed, out=out, device=device, say=typer.echo)
+    run(
+        prior,
+        n=n,
+        teacher=teacher,
+        steps=steps,
+        contrast=contrast,
+        field=field,
+        seed=seed,
+        out=out,
+        device=device,
+        say=typer.echo,
+    )
 
 
 @app.command()

@@ -56,23 +56,46 @@ class AcquisitionConfig(Section):
     further_drop: int | None = Field(None, ge=1, description="lines the further mask drops; empty: W/R - W/(R+1)")
 
 
+# What each is for and the memory that it takes: see `rsdmri.diffusion.backbones`.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"channels": (16, 48, 96), "blocks": 1, "attention": 1},
+    "small": {"channels": (32, 64, 96, 128), "blocks": 1, "attention": 1},
+    "base": {"channels": (64, 128, 256, 320, 352), "blocks": 2, "attention": 2},
+    "custom": {},
+}
+
+
 class NetworkConfig(Section):
     """The backbone and how the denoiser wraps it."""
 
+    preset: Literal["tiny", "small", "base", "custom"] = Field(
+        "custom", description="sets channels, blocks and attention where they are not given"
+    )
+    backbone: Literal["unet", "diffusers", "monai"] = Field("unet", description="diffusers, monai: extras of that name")
     channels: tuple[int, ...] = (32, 64, 96, 128)
-    blocks: int = Field(1, ge=1)
-    attention: bool = True
+    blocks: int = Field(1, ge=1, description="residual blocks of each level")
+    attention: int = Field(1, ge=0, description="coarsest levels with self-attention; true is 1")
     dropout: float = Field(0.0, ge=0, lt=1)
+    conditions: tuple[Literal["contrast", "field"], ...] = Field((), description="what a scan says that images hang on")
     preconditioning: Literal["auto", "operator", "published", "consistent"] = Field(
         "auto", description="auto: operator where lines or pixels are missing, published where none are"
     )
     cg_iterations: int = Field(6, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("preset"), str):
+            return values
+        return PRESETS.get(values["preset"], {}) | values
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if not self.channels or min(self.channels) < 8:
             raise ValueError("channels must name at least one level of 8 or more channels")
+        if len(set(self.conditions)) < len(self.conditions):
+            raise ValueError("conditions must name each once")
         return self
 
 

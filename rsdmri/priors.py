@@ -19,9 +19,11 @@ from torch import Tensor
 from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.config import Config, config_from_dict
 from rsdmri.diffusion.acquisitions import Acquisitions
-from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.backbones import build_backbone
+from rsdmri.diffusion.conditions import encode
+from rsdmri.diffusion.denoiser import Denoiser, given
 from rsdmri.diffusion.sample import sample_teacher
-from rsdmri.diffusion.unet import UNet, parameter_count
+from rsdmri.diffusion.unet import parameter_count
 from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
 from rsdmri.files import write_text
@@ -37,17 +39,9 @@ def build_denoiser(config: Config, sigma_data: float, device: torch.device) -> D
     """Denoiser with freshly initialised weights, the same for the same seed."""
     network = config.network
     autocast = network.precision == "bfloat16" or (network.precision == "auto" and device.type != "cpu")
-    parts = 2 if config.corruption.kind == "fourier" else 1  # complex images or magnitudes
-    unet = UNet(
-        parts + 1,
-        parts,
-        channels=network.channels,
-        blocks=network.blocks,
-        attention=network.attention,
-        dropout=network.dropout,
-    )
-    unet.initialise(torch_generator(config.seed, "init"))
-    denoiser = Denoiser(unet, sigma_data, config.preconditioning, network.cg_iterations, autocast)
+    backbone = build_backbone(config)
+    backbone.initialise(torch_generator(config.seed, "init"))
+    denoiser = Denoiser(backbone, sigma_data, config.preconditioning, network.cg_iterations, autocast)
     return denoiser.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -86,6 +80,8 @@ class Prior:
         teacher: bool = False,
         steps: int = 18,
         batch: int = 16,
+        contrast: str | None = None,
+        field: float | None = None,
         advance: Callable[[int], None] = lambda count: None,
     ) -> Tensor:
         """Draw ``n`` complex images ``(n, y, x)``, scaled so that tissue is about 1, by one evaluation each.
@@ -98,24 +94,46 @@ class Prior:
             teacher: sample the teacher's ODE instead (``2 steps - 1`` evaluations each).
             steps: Heun steps of the teacher.
             batch: images at once.
+            contrast: of the images, for priors that take it: T1w, T2w, PDw or FLAIR; None: not given.
+            field: strength in tesla, for priors that take it; None: not given.
             advance: called with the number of images after each batch.
         """
-        self.check_request(n, teacher=teacher, steps=steps)
+        self.check_request(n, teacher=teacher, steps=steps, contrast=contrast, field=field)
         images = []
         for draws in self._draws(n, seed, batch):
+            conditions = self.conditions(len(draws.noise), contrast, field)
             with torch.no_grad():
                 if teacher or self.generator is None:
+                    denoiser = given(self.denoiser, conditions)
                     drawn = sample_teacher(
-                        self.denoiser, draws.operator, draws.noise, steps, draws.coil_noise, self.bank.sigma_y
+                        denoiser, draws.operator, draws.noise, steps, draws.coil_noise, self.bank.sigma_y
                     )
                 else:
-                    drawn = self.generator(draws.noise, draws.operator)
+                    drawn = self.generator(draws.noise, draws.operator, conditions)
             images.append(drawn.cpu())
             advance(len(drawn))
         return torch.cat(images)
 
-    def check_request(self, n: int, *, teacher: bool = False, steps: int = 18) -> None:
+    def conditions(self, count: int, contrast: str | None = None, field: float | None = None) -> Tensor | None:
+        """Conditions ``(count, 2)`` of ``count`` images of one scan; None for a prior that takes none."""
+        if not self.config.network.conditions:
+            return None
+        return encode(contrast, field).to(self.device).expand(count, -1)
+
+    def check_request(
+        self,
+        n: int,
+        *,
+        teacher: bool = False,
+        steps: int = 18,
+        contrast: str | None = None,
+        field: float | None = None,
+    ) -> None:
         """Raise `InputError` where `sample` would."""
+        for name, value in {"contrast": contrast, "field": field}.items():
+            if value is not None and name not in self.config.network.conditions:
+                raise InputError(f"--{name} {value}: this prior was trained without it; leave it out")
+        encode(contrast, field)
         if n < 1:
             raise InputError(f"--n {n}: must be at least 1")
         if teacher and steps < 1:

@@ -31,7 +31,9 @@ FLOORS = {
     "rsdmri.physics.masks": 1,
     "rsdmri.physics.masks.*": 1,
     "rsdmri.diffusion.schedule": 1,
+    "rsdmri.diffusion.conditions": 1,
     "rsdmri.diffusion.unet": 1,
+    "rsdmri.diffusion.backbones": 1,
     "rsdmri.physics": 2,  # as high as what it passes on
     "rsdmri.physics.sense": 2,
     "rsdmri.physics.solve": 2,
@@ -130,6 +132,8 @@ WRAPPED = {
     "cufinufft": {"rsdmri.physics.noncartesian"},
     "deepinv": {"rsdmri.physics.adapters"},
     "mrpro": {"rsdmri.physics.adapters"},
+    "diffusers": {"rsdmri.diffusion.backbones"},
+    "monai": {"rsdmri.diffusion.backbones"},
     "ismrmrd": set(),
     "twixtools": {"rsdmri.data.twix"},
     "fsspec": {"rsdmri.data.remote"},

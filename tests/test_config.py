@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from rsdmri.config import Config, config_from_dict, load_config
+from rsdmri.config import PRESETS, Config, config_from_dict, load_config
 from rsdmri.errors import InputError
+from rsdmri.workflows.demo import demo_config
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
@@ -32,6 +33,9 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "acquisition.mask": ("variable-density", "variable-density"),
         "acquisition.center_fraction": ("0.1", 0.1),
         "network.channels": ("[8, 16]", (8, 16)),
+        "network.preset": ("small", "small"),  # the defaults by name
+        "network.backbone": ("monai", "monai"),
+        "network.conditions": ("['field']", ("field",)),
         "network.preconditioning": ("published", "published"),
         "network.precision": ("bfloat16", "bfloat16"),
         "prior.objective": ("dmd", "dmd"),
@@ -163,6 +167,12 @@ def test_unknown_keys_are_refused_with_the_nearest_name(tmp_path, override, near
         ("network.channels=[4]", "8 or more channels"),
         ("network.channels=32", "tuple"),
         ("network.dropout=1", "less than 1"),
+        ("network.preset=huge", "'tiny', 'small', 'base' or 'custom'"),
+        ("network.preset=3", "'tiny', 'small', 'base' or 'custom'"),
+        ("network=3", "network: "),
+        ("network.attention=-1", "greater than or equal to 0"),
+        ("network.conditions=['age']", "'contrast' or 'field'"),
+        ("network.conditions=['field','field']", "conditions must name each once"),
         ("prior.t_max=1.5", "less than or equal to 1"),
         ("simulate.size=16", "greater than or equal to 32"),
         ("seed=1.5", "integer"),
@@ -235,3 +245,37 @@ def test_recipes_of_the_repository_are_valid(recipe):
 def test_stored_settings_that_do_not_fit_name_their_file():
     with pytest.raises(InputError, match=r"run/config\.json: unknown key 'steops'; did you mean 'steps'"):
         config_from_dict({"steops": 3}, "run/config.json")
+
+
+def test_presets_fill_what_is_not_given():
+    assert load_config(None, ["network.preset=small"]).network == Config().network.model_copy(
+        update={"preset": "small"}
+    )
+    base = load_config(None, ["network.preset=base"]).network
+    assert (base.channels, base.blocks, base.attention) == ((64, 128, 256, 320, 352), 2, 2)
+    for order in (["network.preset=base", "network.blocks=1"], ["network.blocks=1", "network.preset=base"]):
+        assert load_config(None, order).network == base.model_copy(update={"blocks": 1})
+    assert load_config(None, ["network.preset=base", "network.preset=custom"]).network == Config().network
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_resolved_preset_is_complete_and_reads_back(tmp_path, preset):
+    config = load_config(None, [f"network.preset={preset}", "network.attention=3", "network.conditions=['field']"])
+    written = tomllib.loads(config.to_toml())["network"]
+    assert written.keys() == type(config.network).model_fields.keys()
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    assert load_config(tmp_path / "config.toml") == config
+    del written["preset"]
+    again = config_from_dict({"network": written}, "here").network  # nothing is left to the preset
+    assert again == config.network.model_copy(update={"preset": "custom"})
+
+
+def test_the_demo_trains_the_preset_tiny():
+    names = PRESETS["tiny"].keys()
+    demo, tiny = demo_config().network, load_config(None, ["network.preset=tiny"]).network
+    assert {name: getattr(demo, name) for name in names} == {name: getattr(tiny, name) for name in names}
+
+
+def test_attention_was_once_a_switch():
+    assert config_from_dict({"network": {"attention": True}}, "here") == Config()
+    assert config_from_dict({"network": {"attention": False}}, "here").network.attention == 0

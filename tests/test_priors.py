@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -11,12 +12,16 @@ import pytest
 import torch
 
 import rsdmri
+from rsdmri.config import load_config
+from rsdmri.data.derived import contrast
+from rsdmri.data.manifest import read_manifest
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
 from rsdmri.priors import load_prior, newest_prior
 from rsdmri.runtime import torch_generator
 from rsdmri.training.checkpoint import load_tensors
 from rsdmri.workflows.sample import sample
+from rsdmri.workflows.train import train
 
 
 @pytest.fixture(scope="module")
@@ -253,3 +258,63 @@ def test_newest_prior_is_the_last_to_finish(tmp_path, monkeypatch, finished_run)
         os.utime(Path("runs") / name / "prior" / "config.json", (10**9 + number, 10**9 + number))
     (Path("runs") / "unfinished" / "prior").mkdir(parents=True)
     assert newest_prior() == Path("runs/a/prior")
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory, simulated, tiny_settings):
+    """A prior of both stages that takes contrast and field; its scans tell the contrast alone."""
+    folder = tmp_path_factory.mktemp("runs") / "conditional"
+    asked = ["network.conditions=['contrast','field']", "steps=5", f"data.path={simulated}"]
+    train(load_config(None, [*tiny_settings, *asked]), folder, device="cpu", say=lambda line: None)
+    return load_prior(folder, "cpu")
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_samples_are_of_the_contrast_that_is_asked_for(conditional, teacher):
+    def draw(**known: object) -> torch.Tensor:
+        return conditional.sample(2, teacher=teacher, steps=2, **known)
+
+    base = draw()
+    assert torch.equal(base, draw(contrast="unknown"))
+    assert torch.equal(base, draw(field=3.0))  # no scan told its field: nothing was learnt
+    found = [draw(contrast=name) for name in ("T1w", "T2w", "PDw", "FLAIR")]
+    assert any(not torch.equal(images, base) for images in found)
+    assert all(torch.equal(draw(contrast="t1w", field=field), found[0]) for field in (None, 7.0))
+
+
+def test_reconstruction_takes_the_contrast_from_the_scan(conditional, simulated):
+    path = next(Path(entry.path) for entry in read_manifest(simulated) if entry.split == "train")
+    scan = rsdmri.load_scan(path, trust=True)
+    strange = replace(scan, acquisition="unknown")
+    told = conditional.conditions(1, contrast(scan.acquisition))
+    assert float(told[0, 0]) > 0
+    for method in ("ambient-one-step", "rsd"):
+        images = [
+            rsdmri.reconstruct(one, method=method, prior=conditional, samples=1).complex_images
+            for one in (scan, scan, strange)
+        ]
+        assert np.array_equal(images[0], images[1])
+        assert not np.array_equal(images[0], images[2])
+
+
+@pytest.mark.parametrize("known", [{"contrast": "T2w"}, {"field": 3.0}])
+def test_conditions_that_a_prior_was_not_trained_with_are_refused(prior, known):
+    assert prior.conditions(3) is None
+    with pytest.raises(InputError, match=rf"--{next(iter(known))} .*: this prior was trained without it; leave it out"):
+        prior.sample(1, **known)
+
+
+def test_impossible_conditions_are_refused(conditional):
+    with pytest.raises(InputError, match="--contrast bold: expected one of unknown, T1w"):
+        conditional.sample(1, contrast="bold")
+    with pytest.raises(InputError, match="--field -1: expected the field strength in tesla"):
+        conditional.sample(1, field=-1.0)
+
+
+def test_written_samples_say_what_was_asked_for(conditional, tmp_path, monkeypatch):
+    monkeypatch.setattr("rsdmri.workflows.sample.load_prior", lambda path, device: conditional)
+    known = {"contrast": "FLAIR", "field": 1.5}
+    folder = sample(tmp_path, n=1, out=tmp_path / "out", say=lambda line: None, **known)
+    with h5py.File(folder / "samples.h5") as file:
+        assert {name: file.attrs[name] for name in known} == known
+        assert np.array_equal(file["samples"], conditional.sample(1, **known).numpy())

@@ -123,6 +123,8 @@ class SliceRef:
     path: Location
     index: int
     mask: Tensor
+    contrast: str = ""
+    """What the manifest says of it."""
 
 
 class TrainingSlices:
@@ -154,7 +156,7 @@ class TrainingSlices:
         self.buckets: OrderedDict[Shape, list[int]] = OrderedDict()
         self._files: dict[Location, list[int]] = {}
         for entry in entries:
-            self._add(entry.path)
+            self._add(entry.path, entry.contrast)
             advance()
         self._reader, self._disk = SliceReader(), disk
         self._local = threading.local()  # the buffer of each thread
@@ -170,7 +172,7 @@ class TrainingSlices:
         self._cached = 0.0
         self._check_coverage()
 
-    def _add(self, path: Location) -> None:
+    def _add(self, path: Location, contrast: str) -> None:
         shape = scan_shape(path)
         if not shape.prospective:
             self.law.check(shape.x, shape.coils, torch.as_tensor(shape.absent))
@@ -181,7 +183,7 @@ class TrainingSlices:
             kind = (shape.coils, shape.y, shape.x, len(mask), shape.prospective)
             self.buckets.setdefault(kind, []).append(len(self.slices))
             self._files.setdefault(path, []).append(len(self.slices))
-            self.slices.append(SliceRef(shape, path, index, mask))
+            self.slices.append(SliceRef(shape, path, index, mask, contrast))
 
     def __len__(self) -> int:
         return len(self.slices)

@@ -1,6 +1,7 @@
 """What one training step sees: a batch of measurements, and the noise drawn for it."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class Batch:
         mask: acquired positions M, bool ``(batch, 1 or y, x)``.
         further_mask: positions M~ shown to the denoiser, a subset of ``mask``.
         sigma_y: standard deviation of the noise n in each real number of y, ``(batch,)``; 0 takes y at face value.
+        conditions: what is known of the scans, ``(batch, 2)``, see `rsdmri.diffusion.conditions`; None: nothing.
     """
 
     measured: Tensor
@@ -30,21 +32,22 @@ class Batch:
     mask: Tensor
     further_mask: Tensor
     sigma_y: Tensor
+    conditions: Tensor | None = None
 
     def __len__(self) -> int:
         return self.measured.shape[0]
 
     def __getitem__(self, items: slice) -> "Batch":
-        maps = None if self.maps is None else self.maps[items]
-        return Batch(self.measured[items], maps, self.mask[items], self.further_mask[items], self.sigma_y[items])
+        return self._each(lambda part: part[items])
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to ``device``."""
-        measured, mask, further_mask, sigma_y = (
-            part.to(device, non_blocking=True) for part in (self.measured, self.mask, self.further_mask, self.sigma_y)
-        )
-        maps = None if self.maps is None else self.maps.to(device, non_blocking=True)
-        return Batch(measured, maps, mask, further_mask, sigma_y)
+        return self._each(lambda part: part.to(device, non_blocking=True))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """``function`` of every tensor."""
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{name: function(part) for name, part in parts if part is not None})
 
     @property
     def image(self) -> Tensor:

@@ -4,6 +4,8 @@ The network sees an image and the mask; this module wraps it so that its inputs 
 noise level, and is the one place where complex images become two real channels.
 """
 
+import copy
+from functools import partial
 from typing import Literal
 
 import torch
@@ -63,7 +65,7 @@ class Denoiser(nn.Module):
 
     Args:
         network: maps channels (real, imaginary, mask) and c_noise to (real, imaginary); for real images (image, mask)
-            to (image).
+            to (image). Masks of lines (batch, 1, x) and of points (batch, y, x) are the same to it: a plane.
         sigma_data: standard deviation sd of the images per real channel.
         preconditioning: which of the three forms.
         iterations: conjugate-gradient steps of the ``operator`` and ``consistent`` forms.
@@ -89,13 +91,14 @@ class Denoiser(nn.Module):
         self.autocast = autocast
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
 
-    def forward(self, u: Tensor, operator: Acquisition, sigma: Tensor) -> Tensor:
+    def forward(self, u: Tensor, operator: Acquisition, sigma: Tensor, conditions: Tensor | None = None) -> Tensor:
         """Return the estimate ``(batch, y, x)``.
 
         Args:
             u: A~^H A~ x_s, ``(batch, y, x)``, complex64 or, for real images, float32.
             operator: A~, batched like ``u``.
             sigma: noise level per item, ``(batch,)``.
+            conditions: what is known of the scans, ``(batch, 2)``, see `rsdmri.diffusion.conditions`; None: nothing.
         """
         data = self.sigma_data
         total, ratio = torch.sqrt(sigma**2 + data**2), (sigma / data) ** 2
@@ -104,17 +107,28 @@ class Denoiser(nn.Module):
             inputs, outer = _scaled(base, (1 + ratio) / total), data.expand_as(sigma)
         else:
             base, inputs, outer = _scaled(u, (data / total) ** 2), _scaled(u, 1 / total), sigma * data / total
-        estimate = within_support(base + _scaled(self._network(inputs, operator.mask, sigma), outer), operator)
+        answer = self._network(inputs, operator.mask, sigma, conditions)
+        estimate = within_support(base + _scaled(answer, outer), operator)
         if self.preconditioning == "consistent":
             estimate = estimate + ridge_inverse(u - operator.normal(estimate), operator, ratio, self.iterations)
         return within_support(estimate, operator)
 
-    def _network(self, image: Tensor, mask: Tensor, sigma: Tensor) -> Tensor:
+    def _network(self, image: Tensor, mask: Tensor, sigma: Tensor, conditions: Tensor | None) -> Tensor:
         channels = to_channels(image) if image.is_complex() else image[:, None]
         plane = mask.to(channels.dtype).reshape(-1, 1, *mask.shape[-2:]).expand(image.shape[0], 1, *image.shape[-2:])
+        known = () if conditions is None else (conditions,)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
-            out = self.network(torch.cat([channels, plane], dim=1), sigma.log() / 4).float()
+            out = self.network(torch.cat([channels, plane], dim=1), sigma.log() / 4, *known).float()
         return from_channels(out) if image.is_complex() else out[:, 0]
+
+
+def given(denoiser: Denoiser, conditions: Tensor | None) -> Denoiser:
+    """``denoiser`` with its weights for scans of ``conditions`` ``(batch, 2)``; itself for None."""
+    if conditions is None:
+        return denoiser
+    view = copy.copy(denoiser)
+    view.forward = partial(denoiser.forward, conditions=conditions)  # type: ignore[method-assign]
+    return view
 
 
 class GaussianDenoiser(nn.Module):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rsdmri.diffusion.batch import Batch, NoiseDraw, draw_noise, shown_noise
-from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.denoiser import Denoiser, given
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.physics.sense import Sampling, Sense
 
@@ -48,7 +48,8 @@ def ambient_loss(denoiser: Denoiser, batch: Batch, draw: NoiseDraw) -> Tensor:
     operator = batch.operator
     shown = operator.with_mask(batch.further_mask)
     u = shown.adjoint(batch.measured) + shown.normal(draw.noise * draw.sigma[:, None, None])
-    return residual_loss(denoiser(u, shown, draw.sigma), operator, batch, draw.sigma, denoiser)
+    estimate = given(denoiser, batch.conditions)(u, shown, draw.sigma)
+    return residual_loss(estimate, operator, batch, draw.sigma, denoiser)
 
 
 def measurement_loss(denoiser: Denoiser, batch: Batch, draw: NoiseDraw) -> Tensor:
@@ -70,7 +71,7 @@ def measurement_loss(denoiser: Denoiser, batch: Batch, draw: NoiseDraw) -> Tenso
     shown = operator.with_mask(batch.further_mask)
     added = torch.sqrt(draw.sigma**2 - batch.sigma_y**2)
     noisy = batch.measured + draw.noise * _per_item(added, draw.noise)
-    estimate = denoiser(shown.adjoint(noisy), shown, draw.sigma)
+    estimate = given(denoiser, batch.conditions)(shown.adjoint(noisy), shown, draw.sigma)
     share = torch.where(batch.further_mask, (batch.sigma_y / draw.sigma).square()[:, None, None], 0)
     if batch.maps is not None:
         share = share[:, None]
@@ -83,7 +84,7 @@ def image_loss(denoiser: Denoiser, images: Tensor, batch: Batch, draw: NoiseDraw
     operator = batch.operator
     shown = operator.with_mask(batch.further_mask)
     u = shown.normal(images) + draw.sigma[:, None, None] * shown_noise(shown, draw.noise)
-    estimate = denoiser(u, shown, draw.sigma)
+    estimate = given(denoiser, batch.conditions)(u, shown, draw.sigma)
     return _energy(operator.forward(estimate - images), line_weights(batch, draw.sigma, denoiser))
 
 
@@ -110,6 +111,7 @@ def consistency_loss(denoiser: Denoiser, batch: Batch, draw: NoiseDraw) -> Tenso
     to b = 0.9 a give Re <D(u_b, b) - D(u_a, a), D(u_b', b) - D(u_a, a)> / (pixels a^2), whose mean is the squared
     distance of the mean. One number per item ``(batch,)``, 0 where s_y = 0; ``draw`` as of `draw_consistency`.
     """
+    denoiser = given(denoiser, batch.conditions)
     shown, known = batch.shown, batch.sigma_y > 0
     level = batch.sigma_y.clamp_min(1e-6)
     ratio = draw.sigma ** (1 / _DESCENT)

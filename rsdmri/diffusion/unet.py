@@ -1,8 +1,8 @@
 """The backbone: a compact U-Net in plain torch (DDPM++ lineage).
 
 Residual blocks of two 3x3 convolutions with group normalisation, modulated by the noise level; strided-average
-down-sampling, nearest up-sampling, one self-attention block at the coarsest level. Any image size: the input is padded
-inside to a multiple of the coarsest stride and the output cropped back.
+down-sampling, nearest up-sampling, self-attention at the coarsest levels. Any image size: the input is padded inside
+with zeros to a multiple of the coarsest stride and the output cropped back. Memory is channels-last throughout.
 References: Ho et al. 2020 (DDPM), Song et al. 2021 (DDPM++), Karras et al. 2022 (EDM).
 """
 
@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
+
+from rsdmri.diffusion.conditions import ConditionEmbedding
 
 
 def _groups(channels: int) -> int:
@@ -43,7 +45,11 @@ class Pointwise(nn.Linear):
 
 
 class ResidualBlock(nn.Module):
-    """x -> skip(x) + conv(silu(modulated norm(conv(silu(norm(x)))))); the last convolution starts at zero."""
+    """x -> skip(x) + conv(silu(modulated norm(conv(silu(norm(x)))))); the last convolution starts at zero.
+
+    The sum is not scaled (DDPM++ divides it by sqrt(2)): pooling, and a skip over the concatenation in every block of
+    the way up, keep the size of x within a factor of 2 in the deepest preset with random weights of unit gain.
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float = 0.0):
         super().__init__()
@@ -93,9 +99,11 @@ class UNet(nn.Module):
         inputs: channels in: real, imaginary, mask.
         outputs: channels out: real, imaginary.
         channels: width of each level, finest first; each further level halves the resolution.
-        blocks: residual blocks per level on the way down (one more on the way up).
-        attention: self-attention at the coarsest level.
+        blocks: residual blocks per level on the way down, and as many on the way up.
+        attention: at how many of the coarsest levels: once in the middle of the coarsest, at the end of the way down
+            and of the way up of the others.
         dropout: probability inside the residual blocks.
+        conditions: which of `rsdmri.diffusion.conditions.NAMES` the network takes.
     """
 
     def __init__(
@@ -104,67 +112,99 @@ class UNet(nn.Module):
         outputs: int = 2,
         channels: tuple[int, ...] = (32, 64, 96),
         blocks: int = 1,
-        attention: bool = True,
+        attention: int = 1,
         dropout: float = 0.0,
+        conditions: tuple[str, ...] = (),
     ):
         super().__init__()
         embedding = 4 * channels[0]
-        self.stride = 2 ** (len(channels) - 1)
+        self.inputs, self.stride = inputs, 2 ** (len(channels) - 1)
         self.embed = NoiseEmbedding(embedding)
+        self.condition = ConditionEmbedding(conditions, embedding) if conditions else None
         self.conv_in = nn.Conv2d(inputs, channels[0], 3, padding=1)
+
+        def block(inputs: int, outputs: int) -> ResidualBlock:
+            return ResidualBlock(inputs, outputs, embedding, dropout)
+
+        def attend(level: int) -> nn.Module:
+            beside = len(channels) - attention <= level < len(channels) - 1
+            return SelfAttention(channels[level]) if beside else nn.Identity()
+
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, width = [], channels[0]
         for level_width in channels:
             level = nn.ModuleList()
             for _ in range(blocks):
-                level.append(ResidualBlock(width, level_width, embedding, dropout))
+                level.append(block(width, level_width))
                 width = level_width
                 skips.append(width)
             self.down.append(level)
-        self.middle = ResidualBlock(width, width, embedding, dropout)
+        self.middle = block(width, width)
         self.attention = SelfAttention(width) if attention else nn.Identity()
         for level_width in reversed(channels):
             level = nn.ModuleList()
             for _ in range(blocks):
-                level.append(ResidualBlock(width + skips.pop(), level_width, embedding, dropout))
+                level.append(block(width + skips.pop(), level_width))
                 width = level_width
             self.up.append(level)
+        self.attend_down = nn.ModuleList(attend(level) for level in range(len(channels)))
+        self.attend_up = nn.ModuleList(attend(level) for level in reversed(range(len(channels))))
         self.norm_out = nn.GroupNorm(_groups(width), width)
         self.conv_out = nn.Conv2d(width, outputs, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
-    @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw all weights that do not start at zero from ``generator``: U[-1, 1] / sqrt(fan in)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear) and bool(module.weight.any()):
-                bound = module.weight[0].numel() ** -0.5
-                for parameter in module.parameters():
-                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        """Draw all weights that do not start at zero from ``generator``, see `draw_weights`."""
+        draw_weights(self, generator)
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """Return the network's output for ``x`` at ``c_noise``."""
-        height, width = x.shape[-2:]
-        pad_y, pad_x = -height % self.stride, -width % self.stride
-        if pad_y or pad_x:
-            x = nnf.pad(x, (0, pad_x, 0, pad_y))
+    def forward(self, x: Tensor, c_noise: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Return the network's output for ``x`` at ``c_noise``, under ``conditions`` ``(batch, 2)`` or unknown ones."""
+        height, width = check_image(x, self.inputs)
         embedding = self.embed(c_noise)
-        hidden = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        if conditions is not None:
+            if self.condition is None:
+                raise ValueError("conditions: the network was built without; leave them out")
+            embedding = embedding + self.condition(conditions)
+        hidden = self.conv_in(padded(x, self.stride).contiguous(memory_format=torch.channels_last))
         skips = []
         for index, level in enumerate(self.down):
             if index:
                 hidden = nnf.avg_pool2d(hidden, 2)
             for block in level:  # type: ignore[attr-defined]
-                hidden = block(hidden, embedding)
-                skips.append(hidden)
+                skips.append(hidden := block(hidden, embedding))
+            hidden = skips[-1] = self.attend_down[index](hidden)
         hidden = self.attention(self.middle(hidden, embedding))
         for index, level in enumerate(self.up):
             if index:
                 hidden = nnf.interpolate(hidden, scale_factor=2, mode="nearest")
             for block in level:  # type: ignore[attr-defined]
                 hidden = block(torch.cat([hidden, skips.pop()], dim=1), embedding)
+            hidden = self.attend_up[index](hidden)
         return self.conv_out(nnf.silu(self.norm_out(hidden)))[..., :height, :width]
+
+
+def check_image(x: Tensor, inputs: int) -> tuple[int, int]:
+    """Size (y, x) of images ``(batch, inputs, y, x)``; `ValueError` for other shapes and images without pixels."""
+    if x.ndim != 4 or x.shape[1] != inputs or 0 in x.shape[-2:]:
+        raise ValueError(f"x: expected (batch, {inputs}, y, x) with y and x at least 1, got {tuple(x.shape)}")
+    return x.shape[-2], x.shape[-1]
+
+
+def padded(x: Tensor, stride: int) -> Tensor:
+    """``x`` (..., y, x) with zeros below and to the right, so that ``stride`` divides both sides."""
+    pad_y, pad_x = (-side % stride for side in x.shape[-2:])
+    return nnf.pad(x, (0, pad_x, 0, pad_y)) if pad_y or pad_x else x
+
+
+@torch.no_grad()
+def draw_weights(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw the weights of all convolutions and matrices that are not zero: U[-1, 1] / sqrt(fan in)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and bool(module.weight.any()):
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.denoiser import Denoiser, given
 from rsdmri.physics.sense import Sampling, Sense
 
 SIGMA_INIT = 2.5
@@ -22,7 +22,7 @@ class Generator(nn.Module):
         self.denoiser = denoiser
         self.sigma_init = sigma_init
 
-    def forward(self, noise: Tensor, operator: Sense | Sampling) -> Tensor:
-        """Turn standard complex noise ``(batch, y, x)`` into images ``(batch, y, x)``."""
+    def forward(self, noise: Tensor, operator: Sense | Sampling, conditions: Tensor | None = None) -> Tensor:
+        """Turn standard complex noise ``(batch, y, x)`` into images ``(batch, y, x)`` of scans of ``conditions``."""
         sigma = torch.full((noise.shape[0],), self.sigma_init, device=noise.device)
-        return self.denoiser(operator.normal(self.sigma_init * noise), operator, sigma)
+        return given(self.denoiser, conditions)(operator.normal(self.sigma_init * noise), operator, sigma)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsdmri.diffusion.batch import Batch, NoiseDraw
-from rsdmri.diffusion.denoiser import Denoiser
+from rsdmri.diffusion.denoiser import Denoiser, given
 from rsdmri.diffusion.schedule import karras_sigma, unit_noise
 
 Objective = Literal["sid", "dmd", "sds"]
@@ -50,6 +50,7 @@ def generator_loss(
     w = mean |x_g - f_phi| per item, constant, at least 1e-5.
     """
     shown = batch.shown
+    teacher, fake_score = given(teacher, batch.conditions), given(fake_score, batch.conditions)
     noisy = images + draw.noise * draw.sigma[:, None, None]
     if objective == "sid":
         u = shown.normal(noisy)

@@ -8,6 +8,7 @@ estimate, weighed by how far each can be trusted,
 import torch
 from torch import Tensor
 
+from rsdmri.diffusion.denoiser import given
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics.sense import Sense
@@ -41,7 +42,9 @@ def data_consistency(
     return conjugate_gradient(operator.normal, target, shift=weight, iterations=iterations, start=estimate)
 
 
-def ambient_one_step(prior: Prior, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
+def ambient_one_step(
+    prior: Prior, operator: Sense, kspace: Tensor, sigma_y: Tensor, conditions: Tensor | None = None
+) -> Tensor:
     """Estimate E[x | y] by one evaluation, D(A^H y, M, s), then data consistency.
 
     s is the noise level of the data, but at least `ONE_STEP_LEVEL`, at which briefly trained teachers did best (NRMSE
@@ -52,10 +55,12 @@ def ambient_one_step(prior: Prior, operator: Sense, kspace: Tensor, sigma_y: Ten
         operator: A with the scan's own mask, batched.
         kspace: complex64 ``(batch, coil, y, x)``, scaled units.
         sigma_y: noise per complex k-space sample, ``(batch,)``.
+        conditions: of the scans, see `Prior.conditions`; None: nothing is known.
     """
     _check(operator, kspace)
+    denoiser = given(prior.denoiser, conditions)
     with torch.no_grad():
-        estimate = prior.denoiser(operator.adjoint(kspace), operator, sigma_y.clamp_min(ONE_STEP_LEVEL))
+        estimate = denoiser(operator.adjoint(kspace), operator, sigma_y.clamp_min(ONE_STEP_LEVEL))
         return data_consistency(operator, kspace, estimate, _floor(sigma_y), torch.full_like(sigma_y, ONE_STEP_TRUST))
 
 
@@ -67,6 +72,7 @@ def rsd(
     *,
     generator: torch.Generator,
     start: Tensor | None = None,
+    conditions: Tensor | None = None,
 ) -> Tensor:
     """One draw of the proximal reconstruction: one per item, complex64 ``(batch, y, x)``.
 
@@ -88,10 +94,11 @@ def rsd(
         sigma_y: noise per complex k-space sample, ``(batch,)``.
         generator: random stream of the draw.
         start: the L1-wavelet image, if it is known already, as several draws can share it.
+        conditions: of the scans, see `Prior.conditions`; None: nothing is known.
     """
     _check(operator, kspace)
     everything = operator.with_mask(torch.ones_like(operator.mask))
-    trust = torch.full_like(sigma_y, TRUST)
+    trust, denoiser = torch.full_like(sigma_y, TRUST), given(prior.denoiser, conditions)
     with torch.no_grad():
         image = start
         if image is None:
@@ -99,7 +106,7 @@ def rsd(
         for step in LEVELS:
             level = sigma_y.clamp_min(step)
             noise = unit_noise(image, generator) * (JITTER * level)[:, None, None]
-            estimate = prior.denoiser(everything.normal(image + noise), everything, level)
+            estimate = denoiser(everything.normal(image + noise), everything, level)
             image = data_consistency(operator, kspace, estimate, _floor(sigma_y), trust)
     return image
 

@@ -1,6 +1,7 @@
 """Phase II: distillation, one optimiser step of the generator and one of the fake score at a time."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -89,7 +90,8 @@ class PriorStage:
     def _losses(
         self, batch: Batch, fresh: Batch, latent: Tensor, level: NoiseDraw, draw: NoiseDraw
     ) -> tuple[Tensor, ...]:
-        images = self.generator(latent, batch.shown)
+        images = self.generator(latent, batch.shown, batch.conditions)
+        fresh = replace(fresh, conditions=batch.conditions)
         found = generator_loss(
             self.settings.objective, images, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
         )

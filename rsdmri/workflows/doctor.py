@@ -23,6 +23,8 @@ _OPTIONAL = {
     "s3fs": ("remote", "scans in S3 stores"),
     "deepinv": ("deepinv", "its operators here and ours there"),
     "mrpro": ("mrpro", "its operators here and ours there"),
+    "diffusers": ("diffusers", "its U-Net as the backbone"),
+    "monai": ("monai", "its U-Net as the backbone"),
 }
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +23,8 @@ def sample(
     teacher: bool = False,
     steps: int = 18,
     seed: int = 0,
+    contrast: str | None = None,
+    field: float | None = None,
     out: Path = Path("samples"),
     device: str = "auto",
     say: Callable[[str], None] = print,
@@ -34,15 +37,17 @@ def sample(
         teacher: sample the teacher's ODE by ``steps`` Heun steps instead of the one-step generator.
         steps: see ``teacher``.
         seed: of the samples.
+        contrast: of the images, and ``field`` strength in tesla, for priors that take them.
         out: folder.
         device: ``auto``, or a torch device.
         say: where the lines for the user go.
     """
     prepare_process()
     prior = load_prior(newest_prior() if path is None else path, device)
-    prior.check_request(n, teacher=teacher, steps=steps)
+    known: dict[str, Any] = {"contrast": contrast, "field": field}
+    prior.check_request(n, teacher=teacher, steps=steps, **known)
     folder = output_directory(out)
-    images, rate = timed_samples(prior, n, teacher=teacher, steps=steps, seed=seed)
+    images, rate = timed_samples(prior, n, teacher=teacher, steps=steps, seed=seed, **known)
     evaluations = 2 * steps - 1 if teacher else 1
     attrs = {
         "method": f"teacher, Heun, {steps} steps" if teacher else "one-step prior",
@@ -51,6 +56,7 @@ def sample(
         "seed": seed,
         "version": __version__,
         "note": RESEARCH_ONLY,
+        **{name: value for name, value in known.items() if value is not None},
     }
     with atomic_path(folder / "samples.h5") as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("samples", data=images)
@@ -62,12 +68,15 @@ def sample(
 
 
 def timed_samples(
-    prior: Prior, n: int, *, teacher: bool = False, steps: int = 18, seed: int = 0
+    prior: Prior, n: int, *, teacher: bool = False, steps: int = 18, seed: int = 0, **known: Any
 ) -> tuple[np.ndarray, float]:
-    """Samples complex64 ``(n, y, x)`` and images per second, the first (warm-up) evaluation not counted."""
-    prior.sample(min(n, 2), seed=seed, teacher=teacher, steps=1)
+    """Samples complex64 ``(n, y, x)`` and images per second, the first (warm-up) evaluation not counted.
+
+    ``known`` is the ``contrast`` and the ``field`` of `Prior.sample`.
+    """
+    prior.sample(min(n, 2), seed=seed, teacher=teacher, steps=1, **known)
     with progress("Sampling teacher" if teacher else "Sampling prior", total=n) as bar:
         started = time.monotonic()
-        images = prior.sample(n, seed=seed, teacher=teacher, steps=steps, advance=bar.advance)
+        images = prior.sample(n, seed=seed, teacher=teacher, steps=steps, advance=bar.advance, **known)
         rate = n / (time.monotonic() - started)
     return images.numpy(), rate

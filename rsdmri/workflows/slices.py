@@ -18,6 +18,7 @@ from rsdmri.priors import Prior
 from rsdmri.reconstruction import classical
 from rsdmri.reconstruction.posterior import ambient_one_step, rsd
 from rsdmri.runtime import torch_generator
+from rsdmri.workflows.conditions import scan_conditions
 
 _COPIES = 8  # of k-space that a method holds at once, roughly
 _BATCH_BYTES, _DEVICE_BATCH_BYTES = 64 << 20, 2 << 30
@@ -129,7 +130,13 @@ class SliceWork:
             case "tv":
                 return classical.tv(operator, kspace, strength=classical.tv_strength(sigma_y))
             case _:
-                return ambient_one_step(_given(self.prior), operator, kspace, sigma_y)
+                return ambient_one_step(_given(self.prior), operator, kspace, sigma_y, self._conditions(len(kspace)))
+
+    def _conditions(self, count: int) -> Tensor | None:
+        """What the scan says, where the prior asks for it."""
+        if not _given(self.prior).config.network.conditions:
+            return None
+        return scan_conditions(self.scan.header, self.scan.acquisition).to(self.device).expand(count, -1)
 
     def _l1_wavelet(self, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
         shifts = torch_generator("l1-wavelet", self.seed, self.scan.name)
@@ -153,6 +160,7 @@ class SliceWork:
                         sigma_y[one],
                         generator=stream,
                         start=starts[one],
+                        conditions=self._conditions(1),
                     )[0]
                 )
             stack = torch.stack(drawn)

@@ -22,6 +22,7 @@ from rsdmri.physics.sense import sense
 from rsdmri.priors import BANK_BYTES
 from rsdmri.reconstruction.classical import l1_strength, l1_wavelet
 from rsdmri.runtime import numpy_generator, torch_generator
+from rsdmri.workflows.conditions import drawn_conditions
 
 _BANK = 64  # acquisitions kept with a prior
 
@@ -91,7 +92,8 @@ class KspaceSource:
         shown = masks.further_mask(mask, drop, acs=acs, generator=torch_generator("further", *key))
         noise = torch.tensor([p.sigma_y / math.sqrt(2) if self._noisy else 0.0 for p in prepared])
         kspace, maps = torch.stack([p.kspace for p in prepared]), torch.stack([p.maps for p in prepared])
-        return Batch(kspace, maps, mask, shown, noise).to(self.device)
+        known = drawn_conditions(self.config, self.slices, items, *key)
+        return Batch(kspace, maps, mask, shown, noise, known).to(self.device)
 
     def bank(self, drop: int) -> Acquisitions:
         """Acquisitions of up to 64 slices of the commonest shape, within 48 MB."""
@@ -231,12 +233,14 @@ class ImageSource:
 
     def batches(self, count: int, *key: object) -> Batch:
         """Batch of ``count`` images determined by ``key``, with fresh further masks, on the device."""
-        found = [self.measure(item) for item in drawn_items(self.config, self.slices, count, *key)]
+        items = drawn_items(self.config, self.slices, count, *key)
+        found = [self.measure(item) for item in items]
         mask = shown = torch.stack([m.mask for m in found])
         if self.measure.keep < 1:
             shown = mask & (torch.rand(mask.shape, generator=torch_generator("further", *key)) < self.measure.keep)
         noise = torch.tensor([m.sigma_y for m in found])
-        return Batch(torch.stack([m.image for m in found]), None, mask, shown, noise).to(self.device)
+        known = drawn_conditions(self.config, self.slices, items, *key)
+        return Batch(torch.stack([m.image for m in found]), None, mask, shown, noise, known).to(self.device)
 
     def bank(self, drop: int) -> Acquisitions:
         """Masks of up to 64 images of the commonest shape."""

@@ -127,6 +127,7 @@ FLOORS = {
     "rsdmri.report.*": 6,
     "rsdmri.workflows.*": 7,
     "rsdmri.cli": 8,
+    "rsdmri.cli.*": 8,
     "rsdmri.__main__": 9,
 }
 EMPTY_PACKAGES = {f"rsdmri.{room}" for room in ("data", "diffusion", "distillation", "training", "reconstruction")}

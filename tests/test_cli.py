@@ -362,7 +362,7 @@ def test_help_answers_at_once():
 
 def test_installed_command_exits_with_two_and_one_line(tmp_path):
     """The same from outside: a real process, its exit status and its streams."""
-    command = [sys.executable, "-m", "rsdmri.cli", "train", "--recipe", "none.toml"]
+    command = [sys.executable, "-m", "rsdmri", "train", "--recipe", "none.toml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -3,6 +3,7 @@
 import math
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -73,54 +74,101 @@ def train(
     with joined(target) as processes, ExitStack() as stack:
         stop = stack.enter_context(stop_on_signal(held=processes.count > 1))
         folder = None if dry_run else _entered(stack, config, out, processes, allow_changes, say)
+        ground = _Ground(config, out, target, processes, stop, say)
         try:
-            with processes.together(), stop.at_once():
-                if processes.first:
-                    _check_before(config, out, stage)
-            slices, location, plan, words = _open(config, out, target, say, processes, stop)
-            stack.callback(slices.close)
-            with processes.together(), stop.at_once():
-                if dry_run and draw and processes.first:
-                    _draw_coverage(plan, out)
-                for line in check_coverage(config, plan.coverage):
-                    say(line)
-                source = open_source(_recorded(config), slices, target)
-                if folder is None:
-                    say(time_line(config, plan, target))
-                    return out
-                _prepare(source, processes)
-                if processes.first:
-                    _draw_coverage(plan, out)
-                held_out = open_held_out(_recorded(config), location, target, say) if processes.first else None
+            _check_first(config, out, stage, processes, stop)
+            found = ground.opened(draw=draw if dry_run else None)
+            stack.callback(found.slices.close)
+            if folder is None:
+                return out
+            held_out = ground.prepared(found)
         except (InputError, Interrupted):
             if folder is not None and processes.first:
                 folder.give_up()
             raise
-        with processes.together(), stop.at_once():
-            if processes.first:
-                folder.accept_changes(_recorded(config))
-            looking = _observers(config, folder, source, plan, target, say) if processes.first else ()
-            own = _recorded(config)
-            trainer = Trainer(own, folder, source, plan, target, words, say, looking, held_out, stop, processes)
-        say(f"to follow: {out}/metrics.jsonl, curves.png, samples/ (docs/training.md); tensorboard --logdir {out}")
+        trainer = ground.trainer(folder, found, held_out)
         (used,) = processes.largest(time.monotonic() - started)
         left = None if budget is None else max(1.0, budget - used)
         trainer.run(stage, split_budget(left, config.teacher.share, stage))
     return out
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The data of a training, opened: slices, where they are, batches, what is planned, and words for the data."""
+
+    slices: TrainingSlices
+    location: Location
+    source: Source
+    plan: Plan
+    words: str
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What the data of a training are opened and prepared for."""
+
+    config: Config
+    out: Path
+    device: torch.device
+    processes: Processes
+    stop: Stop
+    say: Say
+
+    def opened(self, *, draw: bool | None) -> _Found:
+        """Open the data and say the plan; ``draw`` is None in a training, and in a dry run whether to draw."""
+        config = self.config
+        slices, location, plan, words = _open(config, self.out, self.device, self.say, self.processes, self.stop)
+        with self.processes.together(), self.stop.at_once():
+            if draw:
+                _draw_coverage(plan, self.out, self.processes)
+            for line in check_coverage(config, plan.coverage):
+                self.say(line)
+            source = open_source(_recorded(config), slices, self.device)
+            if draw is not None:
+                self.say(time_line(config, plan, self.device))
+        return _Found(slices, location, source, plan, words)
+
+    def prepared(self, found: _Found) -> Source | None:
+        """Prepare the slices, draw their coverage, and return what to validate on, for the first process."""
+        with self.processes.together(), self.stop.at_once():
+            _prepare(found.source, self.processes)
+            _draw_coverage(found.plan, self.out, self.processes)
+            if not self.processes.first:
+                return None
+            return open_held_out(_recorded(self.config), found.location, self.device, self.say)
+
+    def trainer(self, folder: RunFolder, found: _Found, held_out: Source | None) -> Trainer:
+        """What trains in ``folder``, the first process with those that look on."""
+        config, first, say = _recorded(self.config), self.processes.first, self.say
+        with self.processes.together(), self.stop.at_once():
+            looking = _looking(self.config, folder, found, self.device, say) if first else ()
+            parts = config, folder, found.source, found.plan, self.device, found.words
+            return Trainer(*parts, say, looking, held_out, self.stop, self.processes)
+
+
+def _check_first(config: Config, out: Path, stage: StageName, processes: Processes, stop: Stop) -> None:
+    with processes.together(), stop.at_once():
+        if processes.first:
+            _check_before(config, out, stage)
+
+
 def _nothing(line: str) -> None:
     del line
 
 
-def _observers(
-    config: Config, folder: RunFolder, source: Source, plan: Plan, device: torch.device, say: Say
-) -> tuple[Observer, ...]:
+def _looking(config: Config, folder: RunFolder, found: _Found, device: torch.device, say: Say) -> tuple[Observer, ...]:
+    """The observers of a training that begins, whose changes of settings are accepted."""
+    folder.accept_changes(_recorded(config))
+    say(
+        f"to follow: {folder.path}/metrics.jsonl, curves.png, samples/ (docs/training.md); "
+        f"tensorboard --logdir {folder.path}"
+    )
     dtype = torch.bfloat16 if runs_in_bfloat16(config, device) else torch.float32
     return (
-        Throughput(plan.operations, device, dtype),
+        Throughput(found.plan.operations, device, dtype),
         Snapshots(config, folder, say),
-        Grids(config, folder, lambda: source.bank(plan.drop), say),
+        Grids(config, folder, lambda: found.source.bank(found.plan.drop), say),
         TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
     )
 
@@ -203,7 +251,9 @@ def _prepare(source: Source, processes: Processes) -> None:
         source.prepare(bar.advance, processes.share)
 
 
-def _draw_coverage(plan: Plan, out: Path) -> None:
+def _draw_coverage(plan: Plan, out: Path, processes: Processes) -> None:
+    if not processes.first:
+        return
     from rsdmri.report.coverage import coverage_figure
     from rsdmri.report.png import save_png
 

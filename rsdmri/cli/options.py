@@ -1,0 +1,60 @@
+"""Options that several commands share."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class StageChoice(StrEnum):
+    """Stages of training."""
+
+    all = "all"
+    teacher = "teacher"
+    prior = "prior"
+
+
+class Method(StrEnum):
+    """Reconstruction methods."""
+
+    rsd = "rsd"
+    ambient_one_step = "ambient-one-step"
+    sense = "sense"
+    l1_wavelet = "l1-wavelet"
+    tv = "tv"
+    zero_filled = "zero-filled"
+
+
+class Sampler(StrEnum):
+    """Samplers of a teacher."""
+
+    heun = "heun"
+    euler = "euler"
+    dpmpp_2m = "dpmpp-2m"
+
+
+class Contrast(StrEnum):
+    """Contrasts of simulated scans."""
+
+    mixed = "mixed"
+    t1w = "T1w"
+    t2w = "T2w"
+    pdw = "PDw"
+    flair = "FLAIR"
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, or another torch device")]
+Seed = Annotated[int, typer.Option(help="seed of everything random")]
+Variable = Annotated[str | None, typer.Option(help="array of the k-space, for NumPy, MATLAB, HDF5 [the only one]")]
+Axes = Annotated[str | None, typer.Option(help="names of its axes, such as 'y x coil slice' [guessed]")]
+Frame = Annotated[int | None, typer.Option(help="time frame, echo or repetition to read [0]")]
+Trust = Annotated[bool, typer.Option("--trust", help="read files without the guard of a child process, for known ones")]
+
+
+def absolute(data: str) -> str:
+    """A path as an absolute one, a URI as it is (``file://``: its path)."""
+    from rsdmri.data.remote import is_uri, locate, refuse_secrets
+
+    if is_uri(data):
+        refuse_secrets(data, "--data")
+    return str(locate(data))

@@ -89,7 +89,7 @@ def network_cost(config: Config, size: SliceSize) -> NetworkCost:
 
     The gradient of a product of matrices is two such products, one for each factor; images need none.
     """
-    network = build_backbone(config).to("meta")
+    network = build_backbone(config).eval().to("meta")  # dropout would ask for its seeds
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     counts: dict[nn.Module, int] = {}
     attending: list[int] = []  # positions seen by the attention that is being evaluated

@@ -40,7 +40,7 @@ def train(
     device: str = "auto",
     dry_run: bool = False,
     allow_changes: bool = False,
-    draw: bool = True,
+    draw: bool = False,
     say: Say = print,
 ) -> Path:
     """Train the teacher and the one-step prior into the run folder ``out`` and return it.

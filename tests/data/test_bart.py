@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rsdmri.data.bart import AXES, open_cfl, pair_base, read_bart, write_cfl
-from rsdmri.errors import InputError
+from rsdmri.errors import DiskFullError, InputError
 from rsdmri.physics.fourier import fft2c, ifft1c, rss
 from rsdmri.runtime import numpy_generator
 
@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_the_old_pair(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFullError, match="No space"):
         write_cfl(tmp_path / "a.cfl", draw(1, 2, 4, 5))
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 

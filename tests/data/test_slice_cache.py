@@ -1,5 +1,6 @@
 """Values kept on disk: what goes in comes out, damage counts as absence, four processes keep the limit."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -115,17 +116,14 @@ def _work(folder, number):
         else:
             wrong += not same(found, tensors(seed))
         if step % 10 == 0:
-            most = max(most, sum(item.stat().st_size for item in _listed(folder)))
+            most = max(most, sum(_sizes(folder)))
     return wrong, most
 
 
-def _listed(folder):
+def _sizes(folder):
     for path in folder.iterdir():
-        try:
-            path.stat()
-        except FileNotFoundError:
-            continue
-        yield path
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            yield path.stat().st_size
 
 
 def test_four_processes_share_a_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -116,7 +117,8 @@ def test_conditions_reach_the_network(backbone):
         build_backbone(config(backbone))(x, level, known)
 
 
-def batches(count: int, *key: object) -> Batch:
+def batches(count: int, *key: object, positions: Sequence[int] | None = None) -> Batch:
+    count = count if positions is None else len(positions)
     generator = torch_generator("batches", *key)
     maps = torch.randn(count, 2, 9, 10, dtype=torch.complex64, generator=generator)
     mask = torch.ones(count, 1, 10, dtype=torch.bool)

@@ -149,7 +149,7 @@ def test_every_loss_hands_them_on(known):
     ambient_loss(denoiser, found, draw)
     measurement_loss(denoiser, found, draw_noise(found, generator, measured=True))
     image_loss(denoiser, images, found, draw)
-    Generator(denoiser)(draw.noise, found.operator, known)
+    Generator(denoiser)(draw.noise, found.operator, conditions=known)
     for objective in ("sid", "dmd"):
         generator_loss(objective, images, denoiser, denoiser, found, draw_level(found, generator))
     assert len(net.seen) == 8

@@ -61,7 +61,7 @@ def fill(path: Path) -> None:
 
 def test_a_disk_that_fills_up_in_training_costs_nothing(small_disk, tmp_path, settings):
     config = settings("steps=40", "workers=1", "checkpoint_every=2")
-    disk = small_disk(6)
+    disk = small_disk(24)
     run, ballast = disk / "run", disk / "ballast"
     process = start_training(config, run)
     wait_until(lambda: read_manifest(run / "checkpoints").stages if (run / "checkpoints").exists() else None, process)

@@ -61,7 +61,7 @@ def test_a_finished_run_holds_what_was_promised(finished_run):
 
 def test_the_plan_is_said_before_training(tmp_path, settings):
     lines = []
-    go(settings(), tmp_path / "run", dry_run=True, say=lines.append)
+    go(settings(), tmp_path / "run", dry_run=True, draw=True, say=lines.append)
     text = "\n".join(lines)
     for pattern in (
         r"2 scans, 4 slices, matrix 32 x 32, 4 coils",
@@ -78,7 +78,7 @@ def test_the_plan_is_said_before_training(tmp_path, settings):
     ):
         assert re.search(pattern, text), pattern
     assert names(tmp_path) == {"run/coverage.png"}
-    go(settings(), tmp_path / "other", dry_run=True, draw=False)
+    go(settings(), tmp_path / "other", dry_run=True)
     assert names(tmp_path) == {"run/coverage.png"}
 
 

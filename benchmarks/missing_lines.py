@@ -1,0 +1,91 @@
+"""How well trained teachers fill the lines that no mask acquired: python benchmarks/missing_lines.py RUN [RUN ...].
+
+Each RUN is a finished teacher on simulated scans (`recipes/equivariance.toml`). Scans of the validation and test splits
+are complete: NRMSE = |A_N (D(u, M~, s) - x)| / |A_N x| over the lines N that M lacks, and the same over those of M; and
+the Frechet distance between samples of the teacher and clean images of other subjects. One JSON line a run.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+LEVELS = (0.05, 0.2, 0.5)
+
+
+def errors(run: Path) -> dict[str, Any]:
+    """NRMSE at each noise level, over the lines that the mask lacks and over those that it has."""
+    from rsdmri.config import load_config
+    from rsdmri.data.dataset import TrainingSlices
+    from rsdmri.data.fastmri import read_scan
+    from rsdmri.data.manifest import read_manifest
+    from rsdmri.diffusion.schedule import unit_noise
+    from rsdmri.physics import masks
+    from rsdmri.physics.sense import sense
+    from rsdmri.physics.whitening import whiten, whitening_matrix
+    from rsdmri.priors import load_prior
+    from rsdmri.runtime import torch_generator
+    from rsdmri.workflows.plan import mask_law
+
+    config, prior = load_config(run / "config.toml"), load_prior(run / "teacher", "cpu")
+    slices = TrainingSlices([e for e in read_manifest(run / "data") if e.split != "train"], mask_law(config))
+    energy = np.zeros((len(LEVELS), 2, 2))
+    for item, ref in enumerate(slices.slices):
+        known, generator = slices[item], torch_generator("missing", item)
+        full = torch.from_numpy(read_scan(ref.path, slices=slice(ref.index, ref.index + 1)).kspace[0])
+        full = whiten(full, whitening_matrix(slices.noise_of(ref.path).covariance)) / known.scale
+        mask = ref.mask[None]
+        shown = masks.further_mask(mask, slices.further_drop(ref), acs=slices.acs_of(ref), generator=generator)
+        every = sense(known.maps[None], torch.ones_like(mask))
+        truth = every.adjoint(full[None])
+        noise = unit_noise(truth, generator)
+        operator = every.with_mask(shown)
+        for k, level in enumerate(LEVELS):
+            u = operator.adjoint(full[None]) + level * operator.normal(noise)
+            with torch.no_grad():
+                estimate = prior.denoiser(u, operator, torch.tensor([level]))
+            for side, lines in enumerate((~mask, mask)):
+                seen = every.with_mask(lines)
+                energy[k, side] += [float(seen.forward(x).abs().square().sum()) for x in (estimate - truth, truth)]
+    found = np.sqrt(energy[..., 0] / energy[..., 1]).round(4)
+    return {
+        f"NRMSE {name}": dict(zip(map(str, LEVELS), found[:, side].tolist(), strict=True))
+        for side, name in enumerate(("missing lines", "acquired lines"))
+    }
+
+
+def distance(run: Path, samples: int) -> dict[str, Any]:
+    """Frechet distance of samples of the teacher."""
+    from rsdmri.config import load_config
+    from rsdmri.metrics.distribution import bootstrap, frechet_distance, image_features
+    from rsdmri.priors import load_prior
+    from rsdmri.runtime import numpy_generator
+    from rsdmri.workflows.demo import clean_reference
+
+    images = load_prior(run / "teacher", "cpu").sample(samples, seed=0, teacher=True)
+    features = image_features(np.abs(images.numpy()))
+    target = image_features(clean_reference(load_config(run / "config.toml"), run, 40))
+    interval = bootstrap(frechet_distance, features, target, generator=numpy_generator("missing"), repeats=50)
+    value = frechet_distance(features, target)
+    return {"Frechet distance": round(value, 1), "95 %": [round(x, 1) for x in interval], "samples": samples}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--samples", type=int, default=192)
+    options = parser.parse_args()
+    from rsdmri.config import load_config
+    from rsdmri.workflows.run_folder import read_metrics
+
+    for run in options.runs:
+        config = load_config(run / "config.toml")
+        row = {"equivariance": config.teacher.equivariance, "steps": read_metrics(run)[-1]["step"], "seed": config.seed}
+        print(json.dumps(row | errors(run) | distance(run, options.samples)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -154,7 +154,7 @@ def test_a_refused_training_says_the_table_and_leaves_nothing(write, tmp_path, t
     assert any("coverage of 32 lines" in line for line in said)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="--equivariance"):
-        train(config, tmp_path / "run", device="cpu", dry_run=True, say=said.append)
+        train(config, tmp_path / "run", device="cpu", dry_run=True, draw=True, say=said.append)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["coverage.png"]
 
 

@@ -5,7 +5,6 @@ package around it imports torchvision, which is not needed. Weights come from a 
 """
 
 import hashlib
-import io
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,14 +76,12 @@ def eight_bits(magnitudes: NDArray[Any]) -> NDArray[np.uint8]:
 def _network(weights: Path) -> Any:
     """Extractor with the weights of a safetensors file.
 
-    Its constructor reads pickled weights only; it is given a stream that was written here, so no pickle from outside is
-    opened.
+    Its constructor opens a pickle or downloads; it is handed the tensors where it would download, and does neither.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    extractor = _extractor()
+    library = _library()
     if not weights.is_file():
         raise InputError(f"features inception: {weights}: no such file; give the path of the weights")
     try:
@@ -93,18 +90,19 @@ def _network(weights: Path) -> Any:
         raise InputError(
             f'features inception: {weights}: not safetensors; convert it once: python -c "{_CONVERT}"'
         ) from None
-    stream = io.BytesIO()
-    torch.save(tensors, stream)
-    stream.seek(0)
+    download = library.load_state_dict_from_url
+    library.load_state_dict_from_url = lambda *_, **__: tensors
     try:
-        return extractor("inception", [_LAYER], feature_extractor_weights_path=stream)
+        return library.FeatureExtractorInceptionV3("inception", [_LAYER])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"features inception: {weights}: weights of another network ({reason})") from None
+    finally:
+        library.load_state_dict_from_url = download
 
 
-def _extractor() -> Any:
-    """torch-fidelity's extractor class, imported without running the package's ``__init__``."""
+def _library() -> Any:
+    """torch-fidelity's module of the network, imported without running the package's ``__init__``."""
     known = "torch_fidelity" in sys.modules
     if not known:
         spec = find_spec("torch_fidelity")
@@ -117,9 +115,9 @@ def _extractor() -> Any:
         bare.__path__ = list(spec.submodule_search_locations or ())
         sys.modules["torch_fidelity"] = bare
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity import feature_extractor_inceptionv3
 
-        return FeatureExtractorInceptionV3
+        return feature_extractor_inceptionv3
     finally:
         if not known:  # so that others still find the whole package
             for name in [n for n in sys.modules if n.partition(".")[0] == "torch_fidelity"]:

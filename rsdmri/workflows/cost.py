@@ -69,14 +69,20 @@ class Operations:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training adds to its process: ``fixed``, and ``item`` for each image of the batch."""
+    """Bytes that a training adds to its process.
+
+    ``fixed``, ``item`` for each image that is worked on, and ``waiting`` for each that waits for its turn in a batch
+    taken in parts.
+    """
 
     fixed: float
     item: float
+    waiting: float = 0.0
 
-    def of(self, batch: int) -> float:
-        """Bytes at ``batch`` images."""
-        return self.fixed + batch * self.item
+    def of(self, batch: int, parts: int = 1) -> float:
+        """Bytes at ``batch`` images taken in ``parts``."""
+        at_once = -(-batch // parts)
+        return self.fixed + at_once * self.item + (batch - at_once) * self.waiting
 
     def largest_batch(self, free: float) -> int:
         """Largest batch within ``free`` bytes; 0 where not even one image fits."""
@@ -183,4 +189,4 @@ def memory(
         evaluations += _DEEPER
     pixels = 8 * size.height * size.width
     item = evaluations * saved + _IN_FLIGHT * cost.largest + pixels * (_COIL_STACKS * size.coils + 16)
-    return Memory(copies * weights, item)
+    return Memory(copies * weights, item, 2 * pixels * max(1, size.coils))  # k-space and maps

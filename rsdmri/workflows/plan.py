@@ -123,9 +123,7 @@ def plan_training(
         kind = config.corruption.kind
         settings = config.corruption.model_dump(include={"noise", *_TELLING.get(kind, ())})
         lines.append(", ".join([f"corruption: {kind}", *(f"{key} {value:g}" for key, value in settings.items())]))
-    lacking = [
-        stage for stage in STAGES if room is not None and needed[stage].of(_at_once(config, stage, processes)) > room
-    ]
+    lacking = [s for s in STAGES if room is not None and _held(config, s, needed[s], processes) > room]
     lines += [_cure(config, stage, needed[stage], room or 0.0, processes) for stage in lacking]
     return Plan(lines, coverage, drop, cost.parameters, size, spent, needed, not lacking)
 
@@ -198,16 +196,16 @@ def _room(config: Config, slices: TrainingSlices, kind: Shape, device: torch.dev
     return max(0.0, 0.9 * free - kept)
 
 
-def _at_once(config: Config, stage: StageName, processes: int) -> int:
-    """Images of a step that one process holds at a time."""
-    accumulate = config.teacher.accumulate if stage == "teacher" else config.prior.accumulate
-    return -(-_batch(config, stage) // (processes * accumulate))
+def _held(config: Config, stage: StageName, needed: Memory, processes: int) -> float:
+    """Bytes that one process holds in a step."""
+    settings = config.teacher if stage == "teacher" else config.prior
+    return needed.of(-(-settings.batch // processes), settings.accumulate)
 
 
 def _stage_line(
     config: Config, stage: StageName, spent: Operations, needed: Memory, room: float | None, processes: int
 ) -> str:
-    batch, held = _batch(config, stage), needed.of(_at_once(config, stage, processes))
+    batch, held = _batch(config, stage), _held(config, stage, needed, processes)
     whose = f" in each of {processes} processes" if processes > 1 else ""
     fitting = "" if room is None else f"; {room / 1e9:.1f} GB are free, enough for {needed.largest_batch(room)} at once"
     return (
@@ -221,7 +219,7 @@ def _cure(config: Config, stage: StageName, needed: Memory, room: float, process
     parts = -(-batch // (processes * most)) if most else 0
     cure = f"--set {stage}.accumulate={parts}, --set {stage}.batch={most * processes}, or " if most else ""
     return (
-        f"warning: {stage}: batch {batch} needs about {needed.of(_at_once(config, stage, processes)) / 1e9:.1f} GB "
+        f"warning: {stage}: batch {batch} needs about {_held(config, stage, needed, processes) / 1e9:.1f} GB "
         f"and {room / 1e9:.1f} GB are free; use {cure}a smaller network (network.preset, network.channels)"
     )
 

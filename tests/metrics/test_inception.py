@@ -1,6 +1,5 @@
 """The Inception network with random weights: the published ones are a file of the user's."""
 
-import io
 import subprocess
 import sys
 
@@ -22,16 +21,12 @@ def weights(tmp_path_factory):
     """Random weights of the network as safetensors."""
     from safetensors.torch import save_file
 
-    extractor = inception._extractor()
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    patch = pytest.MonkeyPatch()
-    with torch.random.fork_rng():
+    library = inception._library()
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
         torch.manual_seed(0)
-        patch.setattr(extractor, "load_state_dict", lambda self, state: None)
-        network = extractor("inception", ["2048"], feature_extractor_weights_path=empty)
-        patch.undo()
+        patch.setattr(library, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = library.FeatureExtractorInceptionV3("inception", ["2048"])
     path = tmp_path_factory.mktemp("inception") / "weights.safetensors"
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
     return path
@@ -44,7 +39,9 @@ def test_magnitudes_become_eight_bits_in_one_window():
 
 @needs_library
 def test_features_are_those_of_the_network_and_of_each_image_alone(weights):
-    kind = select_features(f"inception={weights}", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+        kind = select_features(f"inception={weights}", "cpu")
     images = np.abs(heads(2, (40, 36)))
     f = kind(images)
     assert f.shape == (2, kind.dimensions) == (2, 2048)

@@ -303,6 +303,7 @@ def test_a_run_of_two_that_is_stopped_goes_on_in_one_or_after_damage_in_two(tmp_
         expected = state(tmp_path / "straight", stage)
         for other in (run, tmp_path / "one"):
             assert off(expected, state(other, stage)) < 1e-4
+            assert stage == "prior" or distance(expected, state(other, stage)) < 1e-5
     rows = [[(r["stage"], r["step"]) for r in read_metrics(each)] for each in (run, tmp_path / "straight")]
     assert rows[0] == rows[1]
 
@@ -357,7 +358,7 @@ def test_memory_of_the_plan_is_that_of_a_process_and_a_part(simulated):
 
     parts = ("teacher.accumulate=4",)
     assert memory(1) > 1.8 * memory(2) > 3.2 * memory(4)
-    assert memory(4) == pytest.approx(memory(1, *parts), rel=0.1)
+    assert memory(4) < memory(1, *parts) < memory(2)
 
 
 def test_parts_may_change_when_a_run_goes_on(tmp_path, simulated):

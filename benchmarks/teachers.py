@@ -1,0 +1,176 @@
+"""Train the teachers whose figures stand in recipes/README.md and measure them: python benchmarks/teachers.py WORK.
+
+    python benchmarks/teachers.py WORK --jobs 2                  # all of them, two side by side, a thread each
+    python benchmarks/teachers.py WORK --only noise --list       # the commands of one group
+
+A run is a recipe with settings; its row in ``--results`` (JSON lines) has the settings beside the figures. Rows that are
+there are not made again and interrupted runs go on, so that the same command continues a long day. Heads of the
+reference are warped with another seed than those of the training set, and have hardly any noise.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "recipes"
+SAMPLES = 384
+REFERENCE = {"scans": 96, "slices": 4, "noise": 0.001, "seed": 1000}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a recipe of this project, settings that differ from it, and a seed."""
+
+    group: str
+    name: str
+    recipe: str
+    settings: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}-s{self.seed}"
+
+    def options(self) -> list[str]:
+        settings = [word for setting in self.settings for word in ("--set", setting)]
+        return ["--recipe", f"recipes/{self.recipe}", *settings, "--seed", str(self.seed)]
+
+
+def runs() -> Iterator[Run]:
+    """All runs, in the order in which they are wanted."""
+    yield Run("multicoil", "ambient", "teacher-r4-ambient.toml")
+    yield Run("multicoil", "fourier-ambient", "teacher-r4-fourier-ambient.toml")
+    for choice in ("published", "consistent"):
+        settings = (f"network.preconditioning={choice}",)
+        yield Run("preconditioning", f"ambient-{choice}", "teacher-r4-ambient.toml", settings)
+    for name in ("edm-full", "l1-edm", "edm-zero-filled"):
+        yield Run("multicoil", name, f"teacher-r4-{name}.toml")
+    for noise in (0.1, 0.05):
+        for name in ("ambient", "fourier-ambient"):
+            settings = (f"simulate.noise={noise}", "teacher.steps=2000")
+            yield Run("noise", f"{name}-noise-{noise}", f"teacher-r4-{name}.toml", settings)
+    for name in ("denoising-0.2", "inpainting-60", "inpainting-80", "blur", "super-resolution-2"):
+        yield Run("corruptions", name, f"{name}.toml")
+    for seed in (1, 2):
+        for name in ("ambient", "fourier-ambient"):
+            yield Run("multicoil", name, f"teacher-r4-{name}.toml", (), seed)
+    for weight in (0, 1):
+        settings = (f"teacher.equivariance={weight}", "data.allow_gaps=true")
+        yield Run("equivariance", f"equivariance-{weight}", "equivariance.toml", settings)
+    for name in ("ambient", "edm-full"):
+        settings = ("simulate.size=64", "acquisition.center_fraction=0.08", "teacher.steps=1200")
+        yield Run("64x64", f"{name}-64", f"teacher-r4-{name}.toml", settings)
+    yield Run("corruptions", "inpainting-60-noise-0.1", "inpainting-60-noise-0.1.toml")
+
+
+class Work:
+    """Folder of data and runs, and the file of results; several threads use one."""
+
+    def __init__(self, folder: Path, results: Path) -> None:
+        self.folder, self.results = folder, results
+        self._lock = threading.Lock()
+
+    def done(self) -> set[tuple[str, int]]:
+        if not self.results.exists():
+            return set()
+        rows = map(json.loads, self.results.read_text(encoding="utf-8").splitlines())
+        return {(row["run"], row["seed"]) for row in rows}
+
+    def data(self, run: Run) -> tuple[Path, Path]:
+        """Folders of the training set and of clean scans of other heads; simulated where they are not yet."""
+        from rsdmri.config import load_config
+        from rsdmri.workflows.train import simulate_into
+
+        config = load_config(RECIPES / run.recipe, list(run.settings))
+        folders = []
+        with self._lock:
+            for changes in ({}, REFERENCE):
+                settings = config.simulate.model_copy(update=changes)
+                words = [f"{key}-{value}" for key, value in settings.model_dump().items()]
+                folders.append(self.folder / "data" / "_".join(words))
+                simulate_into(config.model_copy(update={"simulate": settings}), folders[-1])
+        return folders[0], folders[1]
+
+    def train(self, run: Run) -> None:
+        """Train, measure and record one run; its words go to a log beside it."""
+        data, reference = self.data(run)
+        out = self.folder / "runs" / run.title
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        with (self.folder / "logs" / f"{run.title}.log").open("a", encoding="utf-8") as log:
+            _rsdmri(log, "train", "--stage", "teacher", *run.options(), "--data", str(data), "--out", str(out))
+            assessed = out / "assessment"
+            words = ["--reference", str(reference), "--samples", str(SAMPLES), "-o", str(assessed)]
+            _rsdmri(log, "assess", str(out), *words)
+            row = {"run": run.name, "settings": " ".join(run.settings), **_row(assessed / "assessment.json")}
+            if run.group == "equivariance":
+                script = [sys.executable, str(ROOT / "benchmarks" / "missing_lines.py"), str(out)]
+                environment = _environment()
+                found = subprocess.run(script, env=environment, stdout=subprocess.PIPE, stderr=log, check=True)
+                row |= {key: value for key, value in json.loads(found.stdout).items() if key.startswith("NRMSE")}
+        with self._lock, self.results.open("a", encoding="utf-8") as results:
+            results.write(json.dumps(row) + "\n")
+
+
+def _row(assessment: Path) -> dict[str, Any]:
+    """Figures of an assessment without its curves."""
+    row = json.loads(assessment.read_text(encoding="utf-8"))
+    row.pop("spectrum")
+    return dict(row)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def _rsdmri(log: Any, *words: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "rsdmri", *words], stdout=log, stderr=log, env=_environment(), cwd=ROOT, check=True
+    )
+
+
+def main() -> None:
+    arguments = _arguments()
+    sys.path.insert(0, str(ROOT))
+    work = Work(arguments.work.resolve(), arguments.results.resolve())
+    chosen = [run for run in runs() if not arguments.only or run.group in arguments.only]
+    if arguments.list:
+        for run in chosen:
+            print(f"{run.group}: rsdmri train --stage teacher {shlex.join(run.options())}")
+        return
+    done = work.done()
+    todo = [run for run in chosen if (run.name, run.seed) not in done]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for run, future in [(run, pool.submit(work.train, run)) for run in todo]:
+            try:
+                future.result()
+                print(f"{run.title}: done", flush=True)
+            except subprocess.CalledProcessError as error:
+                print(f"{run.title}: stopped with exit code {error.returncode}; see {work.folder / 'logs'}", flush=True)
+    print(f"processor seconds: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime:.0f}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder for data, runs and logs")
+    parser.add_argument(
+        "--only", action="append", choices=sorted({run.group for run in runs()}), help="a group of runs"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
+    parser.add_argument("--results", type=Path, default=RECIPES / "results" / "teachers.jsonl")
+    parser.add_argument("--list", action="store_true", help="print the commands and stop")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

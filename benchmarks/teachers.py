@@ -3,9 +3,9 @@
     python benchmarks/teachers.py WORK --jobs 2                  # all of them, two side by side, a thread each
     python benchmarks/teachers.py WORK --only noise --list       # the commands of one group
 
-A run is a recipe with settings; its row in ``--results`` (JSON lines) has the settings beside the figures. Rows that are
-there are not made again and interrupted runs go on: the same command continues a long day. Heads of the reference are
-warped with another seed than those of the training set, and have hardly any noise.
+A run is a recipe with settings; its row in ``--results`` (JSON lines) has the settings beside the figures. Rows that
+are there are not made again and interrupted runs go on: the same command continues a long day. Heads of the reference
+are warped with another seed than those of the training set, and have hardly any noise.
 """
 
 import argparse

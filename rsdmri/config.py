@@ -165,6 +165,12 @@ class PriorConfig(Section):
     decay_from: float = Field(0.8, ge=0, le=1)
     average: Literal["exponential", "power"] = "exponential"
     ema_images: float = Field(20_000, ge=0)
+    keep: Literal["last", "best"] = Field(
+        "best",
+        description="weights of the end, or of the lowest proximal distance: samples measured again, against data",
+    )
+    validation_images: int = Field(256, ge=4, description="samples that a checkpoint's proximal distance is taken of")
+    patience: int = Field(0, ge=0, description="checkpoints without a lower proximal distance that end it; 0: never")
 
 
 class LoggingConfig(Section):

@@ -21,6 +21,7 @@ TINY = (
     "checkpoint_every=3",
     "logging.tensorboard=off",
     "logging.grid_every=0",
+    "prior.validation_images=16",
 )
 
 

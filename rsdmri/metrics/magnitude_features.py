@@ -31,6 +31,7 @@ _SIZE = {
 }
 
 _CHUNK = 32  # images transformed at a time
+SMALLEST = 32  # pixels of a side
 
 
 class MagnitudeFeatures:
@@ -61,7 +62,7 @@ def image_features(images: ArrayLike) -> Array:
     Each group is shifted and multiplied by fixed constants (see the source). `InputError` for other shapes, complex or
     non-finite values.
     """
-    x = checked_magnitudes(images, smallest=32)
+    x = checked_magnitudes(images, smallest=SMALLEST)
     chunks = [_features(x[i : i + _CHUNK].astype(np.float64)) for i in range(0, len(x), _CHUNK)]
     return np.concatenate(chunks) if chunks else np.empty((0, sum(_SIZE.values())))
 

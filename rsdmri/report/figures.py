@@ -39,7 +39,8 @@ _INK, _QUIET = "#1a1a1a", "#5a5a5a"
 _HEAD, _TEXT, _SMALL = 10.0, 8.5, 7.5  # points
 _SKIPPED, _ABSENT = "#bcd7ee", "#f3d9c4"
 _DECADES = 4.5  # of k-space magnitude shown
-_LOGARITHMIC = ("loss", "gradient norm")
+_LOGARITHMIC = ("loss", "validation", "gradient norm")
+_FEW = 30  # values of a curve that are marked one by one
 
 
 class _Grid:
@@ -289,14 +290,18 @@ def loss_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = None
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = None) -> Figure:
-    """Curves of ``metrics.jsonl``, a column per stage: losses, gradient norm, rate, images per second.
+    """Curves of ``metrics.jsonl``, a column per stage: losses, validation, signs of health, rate, images per second.
 
-    Rows as of `loss_figure`, also with ``validation``, ``gradient``, ``rate`` and ``images_per_s`` where these were
-    logged; measures that no stage has are left out.
+    Rows as of `loss_figure`, also with ``validation``, ``spectrum``, ``nearest``, ``score_gap``, ``sample_std``,
+    ``gradient``, ``rate`` and ``images_per_s`` where these were logged; measures that no stage has are left out. A ring
+    marks the lowest validation.
     """
     stages = _by_stage(rows)
     named = {
-        "loss": [*_losses(rows), "validation"],
+        "loss": _losses(rows),
+        "validation": ["validation"],
+        "spectrum, nearest": ["spectrum", "nearest"],
+        "gap, spread": ["score_gap", "sample_std"],
         "gradient norm": ["gradient"],
         "rate": ["rate"],
         "images / s": ["images_per_s"],
@@ -312,7 +317,10 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = No
                 left, bottom, width, height = grid.box(row, column)
                 axes = grid.axes((left + 0.75, bottom + 0.42, width - 0.9, height - 0.72))
                 _curves_panel(axes, stage if row == 0 else "", values, own, label)
-                if label not in _LOGARITHMIC:
+                if label == "validation":
+                    value, step = min((v["validation"], v["step"]) for v in values if "validation" in v)
+                    axes.plot([step], [value], "o", markersize=7, markerfacecolor="none", markeredgecolor=_INK)
+                elif label not in _LOGARITHMIC:
                     axes.set_ylim(bottom=0)
     return grid.figure
 
@@ -338,7 +346,7 @@ def _curves_panel(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]], nam
         numbers = (row[name] for row in own)
         y = np.array([v if isinstance(v, (int, float)) and math.isfinite(v) else math.nan for v in numbers])
         positive &= bool((y[~np.isnan(y)] > 0).all())
-        axes.plot(steps, y, color=colour, linewidth=0.7, alpha=0.3)
+        axes.plot(steps, y, color=colour, linewidth=0.7, alpha=0.3, marker="." if len(y) <= _FEW else None)
         axes.plot(steps, _moving_mean(y), color=colour, linewidth=1.6, label=name.replace("_", " "))
     if positive and names:
         axes.set_yscale("log")

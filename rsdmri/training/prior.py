@@ -21,6 +21,7 @@ from rsdmri.physics.sense import Sampling
 from rsdmri.runtime import torch_generator
 from rsdmri.training.degraded import degradation, full_size
 from rsdmri.training.ema import Averages
+from rsdmri.training.proximal import ProximalCheck
 from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
     BatchSource,
@@ -38,7 +39,6 @@ from rsdmri.training.stage import (
     prefixed,
     step_key,
 )
-from rsdmri.training.validation import energy_distance, fixed_batches
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PriorStage:
         teacher: the trained denoiser, frozen.
         batches: gives the batch of a key.
         shards: runs shares of a batch.
-        held_out: gives the batches that `validate` looks at.
+        looked_at: gives the batches of the training set that `validate` compares samples with.
     """
 
     name = "prior"
@@ -71,7 +71,7 @@ class PriorStage:
         teacher: Denoiser,
         batches: BatchSource,
         shards: Shards,
-        held_out: BatchSource | None = None,
+        looked_at: BatchSource | None = None,
     ):
         self.config, self.settings = config, config.prior
         self.batch = self.settings.batch
@@ -85,7 +85,12 @@ class PriorStage:
         )
         self.average = self.averages.result
         self._frozen_fake = _view(self.fake_score)
-        self.batches, self.shards, self.held_out = batches, shards, held_out
+        self.batches, self.shards = batches, shards
+        self._check = (
+            None
+            if looked_at is None
+            else ProximalCheck(looked_at, config.seed, self.batch, self.settings.validation_images)
+        )
         self._of_generator: list[Tensor] = list(self.generator.parameters())
         self._of_fake: list[Tensor] = list(self.fake_score.parameters())
         self.optimiser = adam(self._of_generator, self.settings.learning_rate, (0.0, 0.999))
@@ -138,22 +143,17 @@ class PriorStage:
                 fakes[item] = gradient_norm(of_fake, self._of_fake) if math.isfinite(own[item]) else 0.0
         return processes.largest(*own, *fakes)
 
-    @torch.no_grad()
-    def validate(self) -> float | None:
-        """Energy distance of A^H A x_g to A^H y over fixed slices and noise, x_g of the averaged generator.
+    def validate(self) -> Metrics:
+        """How near samples of the averaged generator are to what was measured, see `ProximalCheck`.
 
         The losses of the two networks are no measure: they are relative to each other, and lowest where the generator
-        has not moved yet. None without slices, for batches of one image, or where it is no number.
+        has not moved yet.
         """
-        if self.held_out is None or self.batch < 2:
-            return None
-        found = []
-        for batch, generator in fixed_batches(self.held_out, self.config.seed, self.batch):
-            operator = batch.operator
-            images = self._seen(self._generated(self.average, batch, self._latent(batch, generator)))
-            found.append(energy_distance(operator.normal(images), operator.adjoint(batch.measured)))
-        mean = sum(found) / len(found)
-        return mean if math.isfinite(mean) else None
+        return {} if self._check is None else self._check(self._sampled)
+
+    def _sampled(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Images of the averaged generator for the acquisitions of ``batch``, as the scores see them."""
+        return self._seen(self._generated(self.average, batch, self._latent(batch, generator)))
 
     def _latent(self, batch: Batch, generator: torch.Generator) -> Latent:
         """Input of the generator for the acquisitions of ``batch``."""

@@ -55,8 +55,11 @@ class Stage(Protocol):
         All processes call it, each computes its share, and all get all.
         """
 
-    def validate(self) -> float | None:
-        """Loss of the averaged weights on fixed slices and noise, the lower the better; None where there is none."""
+    def validate(self) -> Metrics:
+        """Measures of the averaged weights on fixed slices and noise; empty where there are none.
+
+        ``validation`` among them picks the best checkpoint, the lower the better.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor needed to go on."""

@@ -98,15 +98,15 @@ class TeacherStage:
         return processes.largest(*norms)
 
     @torch.no_grad()
-    def validate(self) -> float | None:
-        """Mean loss of the averaged weights on fixed slices and noise; None without slices, or if it is no number."""
+    def validate(self) -> Metrics:
+        """Mean loss of the averaged weights on fixed slices and noise; empty without slices, or if it is no number."""
         if self.held_out is None:
-            return None
+            return {}
         losses = []
-        for batch, generator in fixed_batches(self.held_out, self.config.seed, self.batch):
+        for batch, generator in fixed_batches(self.held_out, (self.config.seed, "validation"), self.batch):
             losses.append(self._losses(self.average, batch, *self._noise(batch, generator))[0])
         found = float(torch.cat(losses).mean())
-        return found if math.isfinite(found) else None
+        return {"validation": found} if math.isfinite(found) else {}
 
     def _drawn(self, index: int, share: slice) -> tuple[Callable[[slice], tuple[Tensor, ...]], int]:
         """Losses of a part of the items ``share`` of the batch of step ``index``, and how many items these are."""

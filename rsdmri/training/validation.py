@@ -12,13 +12,15 @@ from rsdmri.training.stage import BatchSource
 SLICES = 16
 
 
-def fixed_batches(batches: BatchSource, seed: int, batch: int) -> Iterator[tuple[Batch, torch.Generator]]:
-    """At most 16 slices in batches of at most ``batch``, and the generator of their noise; the same in every call."""
-    size = min(batch, SLICES)
-    for number in range(SLICES // size):
-        key = (seed, "validation", f"batch {number}")  # no step number: nothing to prefetch follows
-        drawn = batches(size, *key)
-        yield drawn, torch_generator(*key, device=drawn.measured.device)
+def fixed_batches(
+    batches: BatchSource, key: tuple[object, ...], batch: int, slices: int = SLICES
+) -> Iterator[tuple[Batch, torch.Generator]]:
+    """At most ``slices`` in batches of at most ``batch``, and the generator of their noise; the same in every call."""
+    size = min(batch, slices)
+    for number in range(slices // size):
+        own = (*key, f"batch {number}")  # no step number: nothing to prefetch follows
+        drawn = batches(size, *own)
+        yield drawn, torch_generator(*own, device=drawn.measured.device)
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:

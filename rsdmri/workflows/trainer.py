@@ -109,21 +109,22 @@ class Trainer:
                 self._export("teacher", teacher_stage.average, None, facts)
         if stage in ("all", "prior"):
             denoiser, training = self._teacher()
-            prior_stage = PriorStage(self.config, denoiser, self._batches, self.shards, self.held_out.batches)
+            prior_stage = PriorStage(self.config, denoiser, self._batches, self.shards, self.source.batches)
             schedule = Schedule(self._steps("prior", budget.prior), budget.prior)
-            facts = self._train(prior_stage, schedule, "Distilling prior")
+            facts = self._train(prior_stage, schedule, "Distilling prior", self.config.prior.keep)
             if facts is not None:
                 self._export("prior", denoiser, prior_stage.average, facts | training)
 
     def _train(
-        self, stage: Stage, schedule: Schedule, title: str, keep: Literal["last", "best"] = "last"
+        self, stage: Stage, schedule: Schedule, title: str, keep: Literal["last", "best"]
     ) -> dict[str, Any] | None:
         """Run ``stage`` from its last checkpoint; return facts of the result, or None when it was finished before."""
         meta = {"kind": "training-state", "config": self.config.to_dict(), "version": __version__}
         keeper = Keeper(self.folder, stage, schedule, self.source.slices, meta, self.say, self.processes)
         report = keeper.resume()
         if report.step:
-            if self._finished(keeper) and (schedule.steps is None or report.step >= schedule.steps):
+            ended = schedule.steps is None or report.step >= schedule.steps or self._at_a_loss(stage, keeper, report)
+            if self._finished(keeper) and ended:
                 self.say(f"{stage.name}: finished before, after {report.step} steps")
                 return None
             self.say(f"{stage.name}: going on from step {report.step}")
@@ -155,6 +156,8 @@ class Trainer:
                     shown = {k: f"{v:.4g}" for k, v in (report.metrics | extra).items() if k in _SHOWN}
                     bar.advance(100 * (report.progress - done), step=str(report.step), **shown)
                     done = report.progress
+                    if self._at_a_loss(stage, keeper, report):
+                        break
                 keeper.save(report, finished=True)
                 return report
             except TrainingDivergedError as error:
@@ -183,11 +186,22 @@ class Trainer:
         with self.stop.at_once():
             self.source.slices.left_out = self._draws.left_out(max(0, report.step - 1))
             found = stage.validate()
-        if found is None:
-            return {}
-        best = keeper.best()
-        beaten = best is None or best.validation is None or best.step >= report.step or found < best.validation
-        return {"validation": found, "best": report.step if beaten or best is None else best.step}
+        if "validation" not in found:
+            return found
+        best, value = keeper.best(), found["validation"]
+        beaten = best is None or best.validation is None or best.step >= report.step or value < best.validation
+        return found | {"best": report.step if beaten or best is None else best.step}
+
+    def _at_a_loss(self, stage: Stage, keeper: Keeper, report: StepReport) -> bool:
+        """Whether ``prior.patience`` checkpoints passed without a better one, as the first process finds it."""
+        patience, every = self.config.prior.patience, self.config.checkpoint_every
+        if stage.name != "prior" or patience == 0 or report.step % every:
+            return False
+        best = keeper.best() if self.processes.first else None
+        over = best is not None and report.step - best.step >= patience * every
+        if over and best is not None and report.metrics:
+            self.say(f"{stage.name}: no better than at step {best.step} for {patience} checkpoints; ending here")
+        return any(self.processes.largest(over))
 
     def _catch_up(self, stage: Stage, keeper: Keeper, report: StepReport) -> None:
         """Validate the checkpoint that a stop kept from it."""
@@ -196,6 +210,7 @@ class Trainer:
         found = self._validate(stage, keeper, report)
         if found:
             self._log(stage, report, found)
+        if "validation" in found:
             keeper.note_validation(found["validation"])
 
     def _save_at_stop(self, stage: Stage, keeper: Keeper, report: StepReport) -> str:

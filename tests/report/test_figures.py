@@ -184,13 +184,22 @@ def test_losses_are_drawn_by_stage_with_gaps_and_a_smooth_line():
 
 
 def test_curves_have_a_panel_for_each_measure_that_a_stage_has():
-    sparse = [row | {"validation": 3.0} if row["step"] % 10 == 0 else row for row in rows()[:50]]
+    sparse = [
+        row | {"validation": 2 + abs(row["step"] - 20) / 10} if row["step"] % 10 == 0 else row for row in rows()[:50]
+    ]
     figure = curves_figure([*sparse, *rows()[50:]])
     found = [(axes.get_ylabel(), axes.get_title(loc="left"), axes.get_yscale()) for axes in figure.axes]
-    assert found == [("loss", "teacher", "log"), ("rate", "", "linear"), ("loss", "prior", "linear")]
-    validation = figure.axes[0].lines[2]
+    assert found == [
+        ("loss", "teacher", "log"),
+        ("validation", "", "log"),
+        ("rate", "", "linear"),
+        ("loss", "prior", "linear"),
+    ]
+    validation, _, lowest = figure.axes[1].lines
     assert list(validation.get_xdata()) == [0, 10, 20, 30, 40]  # one line, whatever lies between
-    assert list(validation.get_ydata()) == [3.0] * 5
+    assert list(validation.get_ydata()) == [4.0, 3.0, 2.0, 3.0, 4.0]
+    assert (list(lowest.get_xdata()), list(lowest.get_ydata())) == ([20.0], [2.0])
+    assert validation.get_marker() == "."
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,9 @@ class LoggingConfig(Section):
     """What a run shows of itself beside ``metrics.jsonl``; changes nothing that is trained."""
 
     tensorboard: Literal["auto", "on", "off"] = Field("auto", description="auto: where tensorboard is installed")
+    reference: str = Field(
+        "", description="fully sampled scans of other subjects; the prior's distance to them is logged, and no more"
+    )
     grid_every: int | None = Field(
         None, ge=0, description="steps between grids of samples; empty: ten a stage within 3 % of its time; 0: none"
     )

@@ -45,6 +45,8 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "prior.average": ("power", "power"),
         "logging.tensorboard": ("off", "off"),
         "teacher.keep": ("best", "best"),
+        "prior.keep": ("last", "last"),
+        "logging.reference": ("clean scans", "clean scans"),
         "teacher.images": ("l1-wavelet", "l1-wavelet"),
         "corruption.kind": ("inpainting", "inpainting"),
         "simulate.contrast": ("FLAIR", "FLAIR"),

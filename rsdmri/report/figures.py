@@ -299,7 +299,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = No
     stages = _by_stage(rows)
     named = {
         "loss": _losses(rows),
-        "validation": ["validation"],
+        "validation": ["validation", "clean"],
         "spectrum, nearest": ["spectrum", "nearest"],
         "gap, spread": ["score_gap", "sample_std"],
         "gradient norm": ["gradient"],

@@ -12,6 +12,7 @@ from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import Location, is_uri, refuse_secrets
 from rsdmri.data.simulate import write_simulated
+from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.errors import InputError, Interrupted
 from rsdmri.files import output_directory
 from rsdmri.priors import runs_in_bfloat16
@@ -19,6 +20,7 @@ from rsdmri.privacy import pseudonymous_path
 from rsdmri.progress import progress
 from rsdmri.runtime import keep_freed_memory, prepare_process, process_rank, select_device
 from rsdmri.training.distributed import ALONE, Processes, joined
+from rsdmri.workflows.clean_report import CleanReport
 from rsdmri.workflows.grids import Grids
 from rsdmri.workflows.held_out import open_held_out
 from rsdmri.workflows.plan import Plan, check_coverage, mask_law, open_slices, plan_training, time_line
@@ -165,10 +167,15 @@ def _looking(config: Config, folder: RunFolder, found: _Found, device: torch.dev
         f"tensorboard --logdir {folder.path}"
     )
     dtype = torch.bfloat16 if runs_in_bfloat16(config, device) else torch.float32
+
+    def bank() -> Acquisitions:
+        return found.source.bank(found.plan.drop)
+
     return (
         Throughput(found.plan.operations, device, dtype),
         Snapshots(config, folder, say),
-        Grids(config, folder, lambda: found.source.bank(found.plan.drop), say),
+        Grids(config, folder, bank, say),
+        *((CleanReport(config, bank),) if config.logging.reference else ()),
         TensorBoard(_recorded(config), folder, say),  # after the grids, which it shows
     )
 
@@ -198,11 +205,12 @@ def split_budget(seconds: float | None, share: float, stage: StageName) -> Budge
 
 def _recorded(config: Config) -> Config:
     """The configuration as files may keep it: folders that tell of a person become pseudonyms."""
-    if not config.data.path:
-        return config
-    return config.model_copy(
-        update={"data": config.data.model_copy(update={"path": pseudonymous_path(config.data.path)})}
-    )
+    data, logging = config.data, config.logging
+    if data.path:
+        data = data.model_copy(update={"path": pseudonymous_path(data.path)})
+    if logging.reference:
+        logging = logging.model_copy(update={"reference": pseudonymous_path(logging.reference)})
+    return config.model_copy(update={"data": data, "logging": logging})
 
 
 def _check_before(config: Config, out: Path, stage: StageName) -> None:

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from references import random_maps
-from runs import go
+from runs import go, weights
 from torch import Tensor
 from torch.nn import functional
 
 from rsdmri.config import load_config
+from rsdmri.data.simulate import write_simulated
 from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.physics import masks
@@ -115,6 +116,20 @@ def test_what_cannot_be_measured_is_left_out():
 
     assert check()(broken) == {}
     assert ProximalCheck(batches, 0, 1)(truthful) == {}
+
+
+def test_clean_images_are_reported_and_change_nothing(tmp_path, tiny_settings, simulated, finished_run):
+    write_simulated(tmp_path / "clean", scans=3, slices=2, size=32, coils=2, noise=0.001, seed=50)
+    settings = [*tiny_settings, "steps=6", f"data.path={simulated}", f"logging.reference={tmp_path / 'clean'}"]
+    run = go(load_config(None, settings), tmp_path / "run")
+    rows = read_metrics(run)
+    assert [(row["stage"], row["step"]) for row in rows if "clean" in row] == [("prior", 3), ("prior", 6)]
+    assert all(row["clean"] > 0 for row in rows if "clean" in row)
+    same = [[row.get("validation") for row in read_metrics(folder)] for folder in (run, finished_run)]
+    assert same[0] == same[1]
+    for stage in ("teacher", "prior"):
+        a, b = weights(run / stage), weights(finished_run / stage)
+        assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_prior_that_gets_no_better_ends_early_and_keeps_its_best_weights(tmp_path, tiny_settings, simulated):

@@ -1,11 +1,12 @@
-"""Train the teachers whose figures stand in recipes/README.md and measure them: python benchmarks/teachers.py WORK.
+"""Train the teachers and priors whose figures stand in recipes/README.md, and measure them.
 
-    python benchmarks/teachers.py WORK --jobs 2                  # all of them, two side by side, a thread each
-    python benchmarks/teachers.py WORK --only noise --list       # the commands of one group
+    python benchmarks/experiments.py WORK --jobs 2               # all of them, two side by side, a thread each
+    python benchmarks/experiments.py WORK --only noise --list    # the commands of one group
 
-A run is a recipe with settings; its row in ``--results`` (JSON lines) has the settings beside the figures. Rows that
-are there are not made again and interrupted runs go on: the same command continues a long day. Heads of the reference
-are warped with another seed than those of the training set, and have hardly any noise.
+A run is a recipe with settings, of a teacher or of a prior distilled from one of these teachers; its row in RESULTS (JSON
+lines) has the settings beside the figures. Rows that are there are not made again and interrupted runs go on: the same
+command continues a long day. Heads of the reference are warped with another seed than those of the training set, and have
+hardly any noise.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,17 @@ REFERENCE = {"scans": 96, "slices": 4, "noise": 0.001, "seed": 1000}
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a recipe of this project, settings that differ from it, and a seed."""
+    """One training: a recipe of this project, settings that differ from it, and a seed.
+
+    ``of`` names the run whose teacher, of the same seed, is distilled; None trains a teacher.
+    """
 
     group: str
     name: str
     recipe: str
     settings: tuple[str, ...] = ()
     seed: int = 0
+    of: str | None = None
 
     @property
     def title(self) -> str:
@@ -48,7 +54,13 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """All runs, in the order in which they are wanted."""
+    """All runs, each after what it needs."""
+    yield from teachers()
+    yield from priors()
+
+
+def teachers() -> Iterator[Run]:
+    """Teachers alone, in the order in which they are wanted."""
     yield Run("multicoil", "ambient", "teacher-r4-ambient.toml")
     yield Run("multicoil", "fourier-ambient", "teacher-r4-fourier-ambient.toml")
     for choice in ("published", "consistent"):
@@ -72,6 +84,13 @@ def runs() -> Iterator[Run]:
         settings = ("simulate.size=64", "acquisition.center_fraction=0.08", "teacher.steps=1200")
         yield Run("64x64", f"{name}-64", f"teacher-r4-{name}.toml", settings)
     yield Run("corruptions", "inpainting-60-noise-0.1", "inpainting-60-noise-0.1.toml")
+
+
+def priors() -> Iterator[Run]:
+    """One-step priors of some of these teachers."""
+    every = [run for run in teachers() if run.group in ("multicoil", "corruptions", "64x64")]
+    for run in every:
+        yield replace(run, group=f"one-step-{run.group}", name=f"one-step-{run.name}", of=run.name)
 
 
 class Work:
@@ -108,7 +127,11 @@ class Work:
         out = self.folder / "runs" / run.title
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         with (self.folder / "logs" / f"{run.title}.log").open("a", encoding="utf-8") as log:
-            _rsdmri(log, "train", "--stage", "teacher", *run.options(), "--data", str(data), "--out", str(out))
+            stage = "teacher" if run.of is None else "prior"
+            report = ("--set", f"logging.reference={reference}")
+            if run.of is not None and not (out / "teacher").exists():
+                shutil.copytree(self.folder / "runs" / f"{run.of}-s{run.seed}" / "teacher", out / "teacher")
+            _rsdmri(log, "train", "--stage", stage, *run.options(), *report, "--data", str(data), "--out", str(out))
             assessed = out / "assessment"
             words = ["--reference", str(reference), "--samples", str(SAMPLES), "-o", str(assessed)]
             _rsdmri(log, "assess", str(out), *words)
@@ -146,7 +169,8 @@ def main() -> None:
     chosen = [run for run in runs() if not arguments.only or run.group in arguments.only]
     if arguments.list:
         for run in chosen:
-            print(f"{run.group}: rsdmri train --stage teacher {shlex.join(run.options())}")
+            stage = "teacher" if run.of is None else f"prior  # with the teacher of {run.of};"
+            print(f"{run.group}: rsdmri train {shlex.join(run.options())} --stage {stage}")
         return
     done = work.done()
     todo = [run for run in chosen if (run.name, run.seed) not in done]
@@ -167,7 +191,7 @@ def _arguments() -> argparse.Namespace:
         "--only", action="append", choices=sorted({run.group for run in runs()}), help="a group of runs"
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a thread each")
-    parser.add_argument("--results", type=Path, default=RECIPES / "results" / "teachers.jsonl")
+    parser.add_argument("--results", type=Path, default=RECIPES / "results" / "experiments.jsonl")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     return parser.parse_args()
 

@@ -3,10 +3,10 @@
     python benchmarks/experiments.py WORK --jobs 2               # all of them, two side by side, a thread each
     python benchmarks/experiments.py WORK --only noise --list    # the commands of one group
 
-A run is a recipe with settings, of a teacher or of a prior distilled from one of these teachers; its row in RESULTS (JSON
-lines) has the settings beside the figures. Rows that are there are not made again and interrupted runs go on: the same
-command continues a long day. Heads of the reference are warped with another seed than those of the training set, and have
-hardly any noise.
+A run is a recipe with settings, of a teacher or of a prior distilled from one of these teachers; its row in RESULTS
+(JSON lines) has the settings beside the figures. Rows that are there are not made again and interrupted runs go on: the
+same command continues a long day. Heads of the reference are warped with another seed than those of the training set,
+and have hardly any noise.
 """
 
 import argparse

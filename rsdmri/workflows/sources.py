@@ -21,6 +21,7 @@ from rsdmri.physics.corruptions import Corruption, Inpainting
 from rsdmri.physics.prepare import PreparedSlice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import BANK_BYTES
+from rsdmri.progress import progress
 from rsdmri.reconstruction.classical import l1_strength, l1_wavelet
 from rsdmri.runtime import numpy_generator, torch_generator
 from rsdmri.training.degraded import degradation
@@ -277,10 +278,15 @@ class ImageSource:
     def prepare(self, advance: Callable[[], None], share: slice = slice(None)) -> None:
         """Prepare the slices, then measure those that are kept, and one of each size: finds what does not fit."""
         self.slices.prepare(advance, share)
-        everything = self.config.teacher.images == "l1-wavelet"
-        items = range(len(self)) if everything else [group[0] for group in self.slices.buckets.values()]
-        for item in items[share]:
-            self.measure(item)
+        if self.config.teacher.images == "adjoint":
+            for group in list(self.slices.buckets.values())[share]:
+                self.measure(group[0])
+            return
+        own = range(len(self))[share]
+        with progress("L1-wavelet reconstructions", total=len(own)) as bar:
+            for item in own:
+                self.measure(item)
+                bar.advance()
 
     def sigma_data(self, most: int = 256) -> float:
         """Standard deviation of the images per real channel, from measured pixels less their noise."""

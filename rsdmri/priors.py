@@ -205,7 +205,8 @@ def save_prior(
     """Write ``model.safetensors``, the model card and, last, ``config.json`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    kind, tensors = "teacher" if generator is None else "prior", {}
+    kind = "teacher" if generator is None else "prior"
+    tensors: dict[str, Tensor] = {}
     if denoises(kind, config):
         tensors |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
     if generator is not None:

@@ -89,8 +89,7 @@ def train(
         trainer = ground.trainer(folder, found, held_out)
         (used,) = processes.largest(time.monotonic() - started)
         left = None if budget is None else max(1.0, budget - used)
-        alone = "prior" if stage == "all" and not config.prior.distils else stage
-        trainer.run(stage, split_budget(left, config.teacher.share, alone))
+        trainer.run(stage, split_budget(left, config.teacher.share if config.prior.distils else 0.0, stage))
     return out
 
 

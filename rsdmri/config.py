@@ -150,7 +150,9 @@ class PriorConfig(Section):
     steps: int = Field(10_000, ge=1)
     batch: int = Field(16, ge=1, description="images of a step, in all processes together")
     accumulate: int = Field(1, ge=1, description="parts of a step's images taken one after the other, for less memory")
-    objective: Literal["sid", "dmd", "sds"] = "sid"
+    objective: Literal["sid", "dmd", "sds", "ambient-gan"] = Field(
+        "sid", description="ambient-gan: no teacher, the generator learns from the discriminator alone; a baseline"
+    )
     alpha: float = 1.2
     t_max: float = Field(0.8, gt=0, le=1)
     sigma_init: float = Field(2.5, gt=0)
@@ -158,10 +160,15 @@ class PriorConfig(Section):
     fake_residual: Literal["acquired", "further"] = Field(
         "acquired", description="lines of the fake score's loss: those of M, or of M~ alone as in the published code"
     )
+    adversarial: float = Field(
+        0.0, ge=0, description="weight of a discriminator of generated against measured scans beside the distillation"
+    )
+    r1: float = Field(1e-4, ge=0, description="weight of the discriminator's gradient penalty")
     learning_rate: float = Field(1e-5, gt=0, description="generator")
     fake_learning_rate: float = Field(2e-5, gt=0, description="fake score")
+    discriminator_learning_rate: float = Field(1e-4, gt=0)
     loss_scale: float = Field(100.0, gt=0)
-    clip: float = Field(1.0, gt=0, description="gradient norm of the fake score")
+    clip: float = Field(1.0, gt=0, description="gradient norms of the fake score and of the discriminator")
     decay_from: float = Field(0.8, ge=0, le=1)
     average: Literal["exponential", "power"] = "exponential"
     ema_images: float = Field(20_000, ge=0)
@@ -171,6 +178,17 @@ class PriorConfig(Section):
     )
     validation_images: int = Field(256, ge=4, description="samples that a checkpoint's proximal distance is taken of")
     patience: int = Field(0, ge=0, description="checkpoints without a lower proximal distance that end it; 0: never")
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> Self:
+        if self.adversarial > 0 and not self.distils:
+            raise ValueError("adversarial weighs a distillation, and ambient-gan is none; leave it at 0")
+        return self
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is distilled; if not, the generator starts untrained and no denoiser comes of it."""
+        return self.objective != "ambient-gan"
 
 
 class LoggingConfig(Section):
@@ -222,6 +240,8 @@ class Config(Section):
             )
         if self.teacher.equivariance > 0 and self.objective not in ("ambient", "fourier-ambient"):
             raise ValueError(f"teacher.equivariance: objective {self.objective} lacks no lines that it could teach")
+        if self.teacher.equivariance > 0 and not self.prior.distils:
+            raise ValueError("teacher.equivariance: prior.objective ambient-gan has no such term; leave it at 0")
         return self
 
     @property

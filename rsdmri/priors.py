@@ -73,6 +73,11 @@ class Prior:
         return "teacher" if self.generator is None else "prior"
 
     @property
+    def denoises(self) -> bool:
+        """Whether ``denoiser`` was trained; it was not where the prior was trained without a teacher."""
+        return denoises(self.kind, self.config)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.bank.device
@@ -157,6 +162,8 @@ class Prior:
             raise InputError(f"--n {n}: must be at least 1")
         if not teacher and self.generator is None:
             raise InputError("this run has a teacher but no one-step prior yet; finish rsdmri train or use --teacher")
+        if teacher and not self.denoises:
+            raise InputError(f"--teacher: a prior of {self.config.prior.objective} has none; leave it out")
         if not teacher and watched:
             raise InputError("--states: the one-step prior has no steps to show; add --teacher")
 
@@ -198,17 +205,20 @@ def save_prior(
     """Write ``model.safetensors``, the model card and, last, ``config.json`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    tensors = {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
+    kind = "teacher" if generator is None else "prior"
+    tensors: dict[str, Tensor] = {}
+    if denoises(kind, config):
+        tensors |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
     if generator is not None:
         tensors |= {f"generator.{k}": v for k, v in generator.denoiser.state_dict().items()}
     tensors |= {"bank.mask": bank.mask}
     if bank.maps is not None:
         tensors["bank.maps"] = torch.view_as_real(bank.maps)
     weights = folder / "model.safetensors"
-    save_tensors(weights, tensors, {"kind": "teacher" if generator is None else "prior", "version": __version__})
+    save_tensors(weights, tensors, {"kind": kind, "version": __version__})
     meta = {
         "format": FORMAT,
-        "kind": "teacher" if generator is None else "prior",
+        "kind": kind,
         "version": __version__,
         "note": RESEARCH_ONLY,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
@@ -229,6 +239,11 @@ def save_prior(
     write_text(folder / "config.json", json.dumps(meta, indent=1, sort_keys=True) + "\n")
 
 
+def denoises(kind: str, config: Config) -> bool:
+    """Whether a ``kind`` of prior (`Prior.kind`) holds a trained denoiser."""
+    return kind == "teacher" or config.prior.distils
+
+
 def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
     """Load a prior from a run folder, its ``prior`` or ``teacher`` folder, or the ``model.safetensors`` in one.
 
@@ -242,7 +257,8 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
     config = config_from_dict(meta["config"], str(folder / "config.json"))
     try:
         denoiser = build_denoiser(config, meta["sigma_data"], target)
-        denoiser.load_state_dict(_part("denoiser.", tensors))
+        if denoises(meta["kind"], config):
+            denoiser.load_state_dict(_part("denoiser.", tensors))
         generator = None
         if meta["kind"] == "prior":
             generator = Generator(
@@ -273,9 +289,15 @@ def newest_prior(runs: Path = Path("runs")) -> Path:
 def model_card(meta: dict[str, Any], bank: Acquisitions) -> str:
     """Model card in Markdown."""
     config, (height, width) = meta["config"], bank.shape
+    settings = config_from_dict(config, "config.json")
+    alone = meta["kind"] == "prior" and not settings.prior.distils
+    kinds = {
+        "prior": f"one-step generator {'without a' if alone else 'with its'} teacher",
+        "teacher": "diffusion teacher",
+    }
     rows = {
-        "kind": "one-step generator with its teacher" if meta["kind"] == "prior" else "diffusion teacher",
-        "objective": config_from_dict(config, "config.json").objective,
+        "kind": kinds[meta["kind"]],
+        "objective": settings.prior.objective if alone else settings.objective,
         "trained on": meta.get("trained_on", "unknown"),
         "matrix": f"{height} x {width}" + ("" if bank.maps is None else f", {bank.maps.shape[1]} coils"),
         "measurements": _measurements(config, bank),

@@ -4,10 +4,11 @@ A stage owns its networks, averages and optimisers. Step ``i`` draws everything 
 (seed, stage, i), so that the state is just the tensors of `Stage.state`.
 """
 
+import copy
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from rsdmri.training.distributed import Processes
 from rsdmri.training.ema import Averages
 
 Metrics = dict[str, float]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class BatchSource(Protocol):
@@ -140,6 +142,14 @@ def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> float:
     gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
     norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients if g is not None])))
     return norm if math.isfinite(norm) else math.inf
+
+
+def frozen_view(module: Network) -> Network:
+    """Copy whose parameters share the memory of ``module``'s but take no gradient."""
+    view = copy.deepcopy(module).requires_grad_(False)
+    for mine, theirs in zip(view.parameters(), module.parameters(), strict=True):
+        mine.data = theirs.data
+    return view
 
 
 def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:

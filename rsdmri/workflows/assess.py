@@ -89,7 +89,7 @@ def assess(
     target = np.abs(torch.stack([c.image for c in clean]).numpy())
     wanted = [(kind, kind(target)) for kind in sets]
     row = _facts(prior)
-    kinds = ["teacher"] + (["prior"] if prior.generator is not None else [])
+    kinds = (["teacher"] if prior.denoises else []) + (["prior"] if prior.generator is not None else [])
     spectra = {}
     for kind in kinds:
         images, rate = timed_samples(prior, samples, teacher=kind == "teacher", seed=seed)
@@ -102,7 +102,7 @@ def assess(
         say(f"{kind}: {rate:.1f} images/s")
     row["noise in clean images"] = noise_level(torch.stack([c.image for c in clean]))
     row["floor"] = row[kinds[0]]["floor"]
-    if prior.config.corruption.kind in ("fourier", "denoising", "inpainting"):
+    if prior.denoises and prior.config.corruption.kind in ("fourier", "denoising", "inpainting"):
         row["denoiser NRMSE"] = denoiser_errors(prior, clean, seed)
         say("denoiser NRMSE by level: " + ", ".join(f"{k}: {v:.3f}" for k, v in row["denoiser NRMSE"].items()))
     row["spectrum"] = _spectrum(prior, clean, spectra, folder)
@@ -114,7 +114,7 @@ def assess(
 
 def _facts(prior: Prior) -> dict[str, Any]:
     return {
-        "objective": prior.config.objective,
+        "objective": prior.config.objective if prior.denoises else prior.config.prior.objective,
         "preconditioning": prior.config.preconditioning,
         "seed": prior.config.seed,
         "acceleration": prior.config.acquisition.acceleration,

@@ -7,6 +7,7 @@ of the acquisition operator, a complex transform of n samples taken as 5 n log2 
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +17,13 @@ from torch import Tensor, nn
 from rsdmri.config import Config
 from rsdmri.diffusion.backbones import build_backbone
 from rsdmri.diffusion.unet import SelfAttention, parameter_count
+from rsdmri.distillation.discriminator import View
+from rsdmri.training.adversary import build_discriminator
 
 StageName = Literal["teacher", "prior"]
 _DESCENT, _DEEPER = 4, 3  # evaluations of the consistency term without and with gradient
+_PLAY = 11  # evaluations' worth of operations that both players and the gradient penalty cost, with gradients
+_PLAYED = 4  # evaluations of the discriminator that keep what gradients need
 _IN_FLIGHT = 5  # activations, the largest, that a backward pass holds beside what the forward one kept
 _COIL_STACKS = 14  # complex coil images: k-space and maps as drawn, shared out and prepared, and what losses make
 
@@ -96,6 +101,23 @@ def network_cost(config: Config, size: SliceSize) -> NetworkCost:
     The gradient of a product of matrices is two such products, one for each factor; images need none.
     """
     network = build_backbone(config).eval().to("meta")  # dropout would ask for its seeds
+    x = torch.empty(1, network.inputs, size.height, size.width, device="meta")
+    return _counted(network, lambda: network(x, torch.empty(1, device="meta")))
+
+
+@functools.lru_cache(8)
+def discriminator_cost(config: Config, size: SliceSize) -> NetworkCost | None:
+    """As `network_cost`, of the discriminator; None where none is trained."""
+    if config.prior.distils and config.prior.adversarial == 0:
+        return None
+    network = build_discriminator(config, 1.0).to("meta")
+    kind = torch.complex64 if config.corruption.kind == "fourier" else torch.float32
+    shape = 1, size.height, size.width
+    view = View(torch.empty(shape, dtype=kind, device="meta"), torch.empty(shape, dtype=torch.bool, device="meta"))
+    return _counted(network, lambda: network(view))
+
+
+def _counted(network: nn.Module, evaluate: Callable[[], Tensor]) -> NetworkCost:
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     counts: dict[nn.Module, int] = {}
     attending: list[int] = []  # positions seen by the attention that is being evaluated
@@ -117,9 +139,8 @@ def network_cost(config: Config, size: SliceSize) -> NetworkCost:
         module.register_forward_hook(count)
         if isinstance(module, SelfAttention):
             module.register_forward_pre_hook(lambda _, inputs: attending.append(math.prod(inputs[0].shape[-2:])))
-    x = torch.empty(1, network.inputs, size.height, size.width, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(x, torch.empty(1, device="meta"))
+        evaluate()
     forward = sum(counts.values())
     attention = sum(n for module, n in counts.items() if isinstance(module, SelfAttention))
     saved = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
@@ -134,8 +155,10 @@ def operations(config: Config, stage: StageName, size: SliceSize, cost: NetworkC
     if stage == "teacher":
         extra = _DESCENT * cost.forward + _DEEPER * learn if config.teacher.consistency else 0
         return Operations(learn + extra, _teacher_physics(config, size) * (_DESCENT + _DEEPER + 1 if extra else 1))
-    scores = {"sid": 2 * passed, "dmd": 2 * cost.forward, "sds": cost.forward}[config.prior.objective]
-    return Operations(2 * learn + scores, _prior_physics(config, size))
+    against = discriminator_cost(config, size)
+    game = 0 if against is None else _PLAY * against.forward
+    scores = {"sid": learn + 2 * passed, "dmd": learn + 2 * cost.forward, "sds": learn + cost.forward, "ambient-gan": 0}
+    return Operations(learn + scores[config.prior.objective] + game, _prior_physics(config, size))
 
 
 def _teacher_physics(config: Config, size: SliceSize) -> float:
@@ -147,9 +170,12 @@ def _teacher_physics(config: Config, size: SliceSize) -> float:
 def _prior_physics(config: Config, size: SliceSize) -> float:
     normal, transform, kind = _normal(size), _transform(size), config.prior.objective
     generated = normal + _inverse(config, size, gradient=False)
+    game = 0 if discriminator_cost(config, size) is None else 2 * normal + 2 * transform
+    if not config.prior.distils:
+        return generated + game
     back = kind == "sid"
     scores = (2 if back else 1) * normal + (1 if kind == "sds" else 2) * _inverse(config, size, gradient=back)
-    return generated + scores + 2 * normal + _inverse(config, size, gradient=False) + 2 * transform
+    return generated + game + scores + 2 * normal + _inverse(config, size, gradient=False) + 2 * transform
 
 
 def _inverse(config: Config, size: SliceSize, *, gradient: bool) -> float:
@@ -182,11 +208,17 @@ def memory(
     tensors of a backward pass in flight, and its coil images.
     """
     weights = 4 * cost.parameters
-    copies = 4 + shares + 1 if stage == "teacher" else 8 + 2 * (shares + 1)
+    single = stage == "teacher" or not config.prior.distils
+    copies = 4 + shares + 1 if single else 8 + 2 * (shares + 1)
+    against = discriminator_cost(config, size) if stage == "prior" else None
     saved = cost.saved * (0.5 if half else 1.0)
-    evaluations = 1 if stage == "teacher" else (4 if config.prior.objective == "sid" else 2)
+    evaluations = {"sid": 4, "ambient-gan": 1}.get(config.prior.objective, 2) if stage == "prior" else 1
     if stage == "teacher" and config.teacher.consistency:
         evaluations += _DEEPER
     pixels = 8 * size.height * size.width
     item = evaluations * saved + _IN_FLIGHT * cost.largest + pixels * (_COIL_STACKS * size.coils + 16)
-    return Memory(copies * weights, item, 2 * pixels * max(1, size.coils))  # k-space and maps
+    fixed = float(copies * weights)
+    if against is not None:
+        item += _PLAYED * against.saved
+        fixed += 4 * (3 + shares + 1) * against.parameters
+    return Memory(fixed, item, 2 * pixels * max(1, size.coils))  # k-space and maps

@@ -117,13 +117,13 @@ def plan_training(
         "image scale: each slice is divided by the 99th percentile of its whitened ACS image",
         f"objective: {config.objective}; network: {cost.parameters:,} parameters, {config.preconditioning} "
         "preconditioning",
-        *(_stage_line(config, stage, spent[stage], needed[stage], room, processes) for stage in STAGES),
+        *(_stage_line(config, stage, spent[stage], needed[stage], room, processes) for stage in _trained(config)),
     ]
     if config.corruption.kind != "fourier":
         kind = config.corruption.kind
         settings = config.corruption.model_dump(include={"noise", *_TELLING.get(kind, ())})
         lines.append(", ".join([f"corruption: {kind}", *(f"{key} {value:g}" for key, value in settings.items())]))
-    lacking = [s for s in STAGES if room is not None and _held(config, s, needed[s], processes) > room]
+    lacking = [s for s in _trained(config) if room is not None and _held(config, s, needed[s], processes) > room]
     lines += [_cure(config, stage, needed[stage], room or 0.0, processes) for stage in lacking]
     return Plan(lines, coverage, drop, cost.parameters, size, spent, needed, not lacking)
 
@@ -167,8 +167,12 @@ def time_line(config: Config, plan: Plan, device: torch.device) -> str:
     steps = {
         stage: config.steps or (config.teacher.steps if stage == "teacher" else config.prior.steps) for stage in STAGES
     }
-    parts = [f"{stage} {each[stage]:.2g} s a step, {_duration(each[stage] * steps[stage])} in all" for stage in STAGES]
+    parts = [f"{s} {each[s]:.2g} s a step, {_duration(each[s] * steps[s])} in all" for s in _trained(config)]
     return f"time, {basis}: {'; '.join(parts)}"
+
+
+def _trained(config: Config) -> tuple[StageName, ...]:
+    return STAGES if config.prior.distils else ("prior",)
 
 
 def _batch(config: Config, stage: StageName) -> int:

@@ -252,6 +252,11 @@ def chosen_prior(prior: Prior | str | os.PathLike[str] | None, device: str) -> P
             "it can be sampled but reconstructs no k-space; give one of teacher.objective ambient or fourier-ambient, "
             "or --method l1-wavelet"
         )
+    if not found.denoises:
+        raise InputError(
+            f"--prior: trained without a teacher ({found.config.prior.objective}), it can be sampled but has no "
+            "denoiser to reconstruct with; give a distilled one, or --method l1-wavelet"
+        )
     return found
 
 

@@ -91,7 +91,7 @@ def train(
         trainer = ground.trainer(folder, found, held_out)
         (used,) = processes.largest(time.monotonic() - started)
         left = None if budget is None else max(1.0, budget - used)
-        trainer.run(stage, split_budget(left, config.teacher.share, stage))
+        trainer.run(stage, split_budget(left, config.teacher.share if config.prior.distils else 0.0, stage))
     return out
 
 
@@ -219,7 +219,7 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
     tensorboard_wanted(config)
     if not config.data.path:
         mask_law(config).check(config.simulate.size, config.simulate.coils, ambient=config.trains_on_kspace)
-    if stage == "prior" and not (out / "teacher" / "config.json").is_file():
+    if stage == "prior" and config.prior.distils and not (out / "teacher" / "config.json").is_file():
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
 
 

@@ -99,19 +99,21 @@ class Trainer:
         self._draws = Draws()
 
     def run(self, stage: StageName, budget: Budget) -> None:
-        """Train the stages that ``stage`` names and are not finished."""
-        if stage in ("all", "teacher"):
-            denoiser = build_denoiser(self.config, self._sigma_data(), self.device)
+        """Train the stages that ``stage`` names and are not finished; a prior without a teacher needs none."""
+        distils = self.config.prior.distils
+        if stage in (("all", "teacher") if distils else ("teacher",)):
+            denoiser = self._untrained()
             teacher_stage = TeacherStage(self.config, denoiser, self._batches, self.shards, self.held_out.batches)
             schedule = Schedule(self._steps("teacher", budget.teacher), budget.teacher)
             facts = self._train(teacher_stage, schedule, "Training teacher", self.config.teacher.keep)
             if facts is not None:
                 self._export("teacher", teacher_stage.average, None, facts)
         if stage in ("all", "prior"):
-            denoiser, training = self._teacher()
+            denoiser, training = self._teacher() if distils else (self._untrained(), {})
             prior_stage = PriorStage(self.config, denoiser, self._batches, self.shards, self.source.batches)
             schedule = Schedule(self._steps("prior", budget.prior), budget.prior)
-            facts = self._train(prior_stage, schedule, "Distilling prior", self.config.prior.keep)
+            title = "Distilling prior" if distils else "Training prior"
+            facts = self._train(prior_stage, schedule, title, self.config.prior.keep)
             if facts is not None:
                 self._export("prior", denoiser, prior_stage.average, facts | training)
 
@@ -264,6 +266,9 @@ class Trainer:
         with self.processes.together(), self.stop.at_once():
             found = self.source.sigma_data() if self.processes.first else 0.0
         return self.processes.largest(found)[0]
+
+    def _untrained(self) -> Denoiser:
+        return build_denoiser(self.config, self._sigma_data(), self.device)
 
     def _finished(self, keeper: Keeper) -> bool:
         """Whether the stage ended before and its prior was written, as the first process finds it."""

@@ -12,8 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rsdmri.config import load_config
 from rsdmri.diffusion.backbones import build_backbone
+from rsdmri.distillation.discriminator import View, play
 from rsdmri.runtime import free_host_memory
-from rsdmri.workflows.cost import Memory, SliceSize, network_cost, operations
+from rsdmri.training.adversary import build_discriminator
+from rsdmri.workflows.cost import Memory, SliceSize, discriminator_cost, network_cost, operations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,6 +90,24 @@ def test_operations_of_the_distillation():
         cost = network_cost(config, size)
         costs[objective] = operations(config, "prior", size, cost).network - 2 * (cost.forward + cost.learning)
     assert costs == {"sid": 2 * (cost.forward + cost.passing), "dmd": 2 * cost.forward, "sds": cost.forward}
+
+
+def test_operations_of_the_discriminator_agree_with_the_counter_of_pytorch():
+    size, found = SliceSize(3, 16, 16), {}
+    for name, chosen in {"none": "alpha=1", "beside": "adversarial=1", "alone": "objective=ambient-gan"}.items():
+        config = load_config(None, ["network.channels=[8,16]", f"prior.{chosen}"])
+        cost = network_cost(config, size)
+        found[name] = operations(config, "prior", size, cost).network
+    assert discriminator_cost(load_config(None, ["network.channels=[8,16]"]), size) is None
+    one, other = (build_discriminator(config, 1.0).to("meta") for _ in range(2))
+    image = torch.zeros(1, 16, 16, dtype=torch.complex64, device="meta")
+    mask = torch.zeros(1, 1, 16, dtype=torch.bool, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        fake = View(image.clone().requires_grad_(True), mask)
+        game = play(one, other.requires_grad_(False), View(image, mask), fake, 1.0)
+        (game.generator + game.discriminator).sum().backward()
+    assert found["beside"] - found["none"] == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert found["alone"] == pytest.approx(counter.get_total_flops() + cost.forward + cost.learning, rel=0.03)
 
 
 def test_the_largest_batch_is_the_largest():

@@ -118,6 +118,7 @@ FLOORS = {
     "rsdmri.training.stage": 4,
     "rsdmri.training.proximal": 4,
     "rsdmri.training.adversary": 5,
+    "rsdmri.training.generated": 5,
     "rsdmri.training.teacher": 5,
     "rsdmri.training.prior": 5,  # the losses of the distillation are below it
     "rsdmri.training.loop": 5,

@@ -6,25 +6,22 @@ A step moves the generator and whatever pulls it, the fake score and the discrim
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from rsdmri.config import Config
-from rsdmri.diffusion.acquisitions import coil_part
 from rsdmri.diffusion.batch import Batch, NoiseDraw, draw_noise
 from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.dropout import item_seeds
 from rsdmri.diffusion.objectives import image_loss
-from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.distillation.generator import Generator
 from rsdmri.distillation.objectives import GeneratorLoss, draw_level, generator_loss
-from rsdmri.physics.sense import Sampling
 from rsdmri.runtime import torch_generator
 from rsdmri.training.adversary import Adversary
-from rsdmri.training.degraded import degradation, full_size
 from rsdmri.training.ema import Averages
+from rsdmri.training.generated import Latent, draw_latent, generated, seen
 from rsdmri.training.proximal import ProximalCheck
 from rsdmri.training.shards import Shards
 from rsdmri.training.stage import (
@@ -44,17 +41,6 @@ from rsdmri.training.stage import (
     prefixed,
     step_key,
 )
-
-
-@dataclass(frozen=True)
-class Latent:
-    """Input of the generator: standard noise of images (batch, y, x) and, where it has a part there, of k-space."""
-
-    noise: Tensor
-    coils: Tensor | None
-
-    def __getitem__(self, items: slice) -> "Latent":
-        return Latent(self.noise[items], None if self.coils is None else self.coils[items])
 
 
 class PriorStage:
@@ -166,27 +152,7 @@ class PriorStage:
 
     def _sampled(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Images of the averaged generator for the acquisitions of ``batch``, as the scores see them."""
-        return self._seen(self._generated(self.average, batch, self._latent(batch, generator)))
-
-    def _latent(self, batch: Batch, generator: torch.Generator) -> Latent:
-        """Input of the generator for the acquisitions of ``batch``."""
-        like = full_size(self.config.corruption, batch.image)
-        noise = unit_noise(like, generator)
-        if self.config.objective != "fourier-ambient" or batch.maps is None:
-            return Latent(noise, None)
-        return Latent(noise, unit_noise(batch.measured, generator))
-
-    def _generated(self, generator: Generator, batch: Batch, latent: Latent) -> Tensor:
-        if batch.maps is None and latent.noise.shape != batch.image.shape:  # images larger than what is measured
-            every = torch.ones(latent.noise.shape, dtype=torch.bool, device=latent.noise.device)
-            return generator(latent.noise, Sampling(every, tuple(latent.noise.shape)), None, batch.conditions)
-        shown = batch.shown
-        coils = None if latent.coils is None else coil_part(shown, latent.coils)
-        return generator(latent.noise, shown, coils, batch.conditions)
-
-    def _seen(self, images: Tensor) -> Tensor:
-        """``images`` as the scores see them."""
-        return degradation(self.config.corruption, tuple(images.shape)).forward(images)
+        return seen(self.config, generated(self.average, batch, draw_latent(self.config, batch, generator)))
 
     def _drawn(self, index: int, share: slice) -> tuple[Callable[[slice], tuple[Tensor, ...]], int]:
         """Losses of a part of the items ``share`` of the batch of step ``index``, and how many items these are."""
@@ -196,7 +162,7 @@ class PriorStage:
         batch, fresh = both[: len(mine)], both[len(mine) :]
         whole = batch.among(share, count)
         generator = torch_generator(*key, device=batch.measured.device)
-        latent = self._latent(whole, generator)[share]
+        latent = draw_latent(self.config, whole, generator)[share]
         measured, law = self.config.objective == "fourier-ambient", self.config.teacher
         level = draw_level(whole, generator, settings.t_max, measured=measured)[share]
         whole = fresh.among(share, count)
@@ -214,32 +180,32 @@ class PriorStage:
     def _losses(
         self, batch: Batch, fresh: Batch, latent: Latent, level: NoiseDraw, draw: NoiseDraw, noise: Tensor | None
     ) -> tuple[Tensor, ...]:
-        images = self._generated(self.generator, batch, latent)
-        seen = self._seen(images)
-        found, fake = self._matched(seen, batch, fresh, level, draw)
+        images = generated(self.generator, batch, latent)
+        visible = seen(self.config, images)
+        found, fake = self._matched(visible, batch, fresh, level, draw)
         spread = real_numbers(images.detach()).flatten(1).std(dim=1)
         if self.adversary is None:
             return self.settings.loss_scale * found.loss + fake, found.loss, fake, found.gap, spread
-        against = self.adversary.losses(seen, batch, fresh, noise)
+        against = self.adversary.losses(visible, batch, fresh, noise)
         loss = found.loss + self.settings.adversarial * against[0] if self.settings.distils else against[0]
         return self.settings.loss_scale * loss + fake + against[1], loss, fake, found.gap, spread, *against
 
     def _matched(
-        self, seen: Tensor, batch: Batch, fresh: Batch, level: NoiseDraw, draw: NoiseDraw
+        self, visible: Tensor, batch: Batch, fresh: Batch, level: NoiseDraw, draw: NoiseDraw
     ) -> tuple[GeneratorLoss, Tensor]:
-        """Losses of the generator and of the fake score on the generated images ``seen``; 0 without a teacher."""
+        """Losses of the generator and of the fake score on generated images as they see them; 0 without a teacher."""
         if self.settings.objective == "ambient-gan":
             none = torch.zeros_like(level.sigma)
             return GeneratorLoss(none, none), none
         found = generator_loss(
-            self.settings.objective, seen, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
+            self.settings.objective, visible, self.teacher, self._frozen_fake, batch, level, self.settings.alpha
         )
         fresh = replace(fresh, conditions=batch.conditions)
         if self.config.teacher.equivariance > 0:  # all of a generated image is known, also what no mask acquires
             fresh = replace(fresh, mask=torch.ones_like(fresh.mask))
         if self.settings.fake_residual == "further":  # the published code's choice
             fresh = replace(fresh, mask=fresh.further_mask)
-        return found, image_loss(self.fake_score, seen.detach(), fresh, draw)
+        return found, image_loss(self.fake_score, visible.detach(), fresh, draw)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, averages and moments of the networks in training."""

@@ -1,11 +1,13 @@
 """A prior from a finished run with an average of another length, chosen by validation where none is asked for."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
@@ -13,16 +15,15 @@ from rsdmri.data.remote import is_uri
 from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.objectives import draw_for, teacher_loss
-from rsdmri.diffusion.schedule import unit_noise
-from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
 from rsdmri.files import output_directory
-from rsdmri.metrics.distribution import frechet_distance, image_features
 from rsdmri.priors import Prior, load_prior, save_prior
 from rsdmri.progress import progress
 from rsdmri.runtime import prepare_process, torch_generator
 from rsdmri.training.ema import TRACKED
-from rsdmri.training.post_hoc import LARGEST_ERROR, Array, Profile, average_of, profile_fit
+from rsdmri.training.generated import draw_latent, generated, seen
+from rsdmri.training.post_hoc import LARGEST_ERROR, Profile, average_of, profile_fit
+from rsdmri.training.proximal import ProximalCheck
 from rsdmri.training.snapshots import snapshot_files, step_of
 from rsdmri.workflows.plan import open_slices
 from rsdmri.workflows.sources import Source, open_source
@@ -107,15 +108,19 @@ def validation_source(config: Config, run: Path, data: str | None, device: torch
 def validation_loss(prior: Prior, source: Source) -> float:
     """How well networks fit fixed measurements under fixed draws; no image that was not measured is needed.
 
-    Of a teacher the mean of its objective. Of a one-step prior, whose objective has no fixed scale, the Frechet
-    distance between |A^H y| of the measurements and |A^H (A G(z) + n)| of its images measured the same way.
+    Of a teacher the mean of its objective. Of a one-step prior, whose objective has no fixed scale, the proximal
+    distance, see `ProximalCheck`.
     """
-    with torch.no_grad():
-        if prior.generator is None:
+    if prior.generator is None:
+        with torch.no_grad():
             return float(np.mean([_objective(prior.config, prior.denoiser, *batch) for batch in _batches(source)]))
-        pairs = [_features(prior.generator, *batch) for batch in _batches(source)]
-    measured, made = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
-    return frechet_distance(made, measured)
+    network, config = prior.generator, prior.config
+
+    def sampled(batch: Batch, generator: torch.Generator) -> Tensor:
+        return seen(config, generated(network, batch, draw_latent(config, batch, generator)))
+
+    found = ProximalCheck(source.batches, config.seed, BATCH, BATCH * BATCHES)(sampled)
+    return found.get("validation", math.inf)
 
 
 def _best(prior: Prior, files: Sequence[Path], source: Source, say: Say) -> float:
@@ -133,7 +138,7 @@ def _best(prior: Prior, files: Sequence[Path], source: Source, say: Say) -> floa
             network.load_state_dict(average_of(files, Profile(last, length))[0])
             losses[length] = validation_loss(prior, source)
             bar.advance()
-    what = "objective" if prior.generator is None else "Frechet distance of measured images"
+    what = "objective" if prior.generator is None else "proximal distance"
     say(f"{what}: {own:.5g} as the run left it; " + ", ".join(f"{v:.5g} at {k:g}" for k, v in losses.items()))
     return min(losses, key=losses.__getitem__)
 
@@ -147,14 +152,3 @@ def _batches(source: Source) -> Iterator[tuple[Batch, torch.Generator]]:
 def _objective(config: Config, denoiser: Denoiser, batch: Batch, generator: torch.Generator) -> float:
     draw = draw_for(config.objective, batch, generator, config.teacher.sigma_mean, config.teacher.sigma_std)
     return float(teacher_loss(config.objective, denoiser, batch, draw).mean())
-
-
-def _features(network: Generator, batch: Batch, generator: torch.Generator) -> tuple[Array, Array]:
-    """Features of the images of what was measured, and of generated images measured the same way, each (batch, d)."""
-    operator = batch.operator
-    images = network(unit_noise(batch.image, generator), batch.shown)
-    noise = unit_noise(batch.measured, generator)
-    level = batch.sigma_y.reshape(-1, *[1] * (noise.ndim - 1))
-    made = operator.adjoint(operator.forward(images) + level * noise)
-    measured = operator.adjoint(batch.measured)
-    return image_features(measured.abs().cpu().numpy()), image_features(made.abs().cpu().numpy())

@@ -205,7 +205,7 @@ def _drops(axis: Axis, base: Config, texts: Sequence[str]) -> list[Value]:
         value, config = _valued(axis, base, given)
         try:
             if drawn:
-                mask_law(config).check(width, coils)
+                _check_drop(config, int(value), width, coils)
         except InputError as error:
             if texts:
                 raise InputError(f"--values {given}: {error}") from None
@@ -214,6 +214,13 @@ def _drops(axis: Axis, base: Config, texts: Sequence[str]) -> list[Value]:
     if not chosen:
         raise InputError(f"ablate {axis.name}: these masks allow none of {', '.join(map(str, values))}; give --values")
     return chosen
+
+
+def _check_drop(config: Config, drop: int, width: int, coils: int) -> None:
+    acquired = width / config.acquisition.acceleration
+    if drop >= acquired:
+        raise InputError(f"masks acquire about {acquired:.0f} of {width} lines; drop fewer")
+    mask_law(config).check(width, coils)
 
 
 def _matrix(base: Config) -> tuple[int, int, int, bool]:

@@ -64,7 +64,7 @@ def ablation_table(name: str, rows: Sequence[Row], remarks: Sequence[str] = ()) 
 
 
 def ablation_figure(name: str, rows: Sequence[Row]) -> Figure:
-    """Measures over values: seeds as points, their mean as a line; the teacher dashed, validation beside the distance.
+    """Measures over values: seeds as points, their means joined; the teacher dashed, validation beside the distance.
 
     ``rows`` as of `ablation_table`; runs that diverged have no point.
     """
@@ -86,11 +86,14 @@ def ordered_values(rows: Sequence[Row]) -> list[Value]:
 
 
 def mean_and_spread(numbers: Sequence[float]) -> str:
-    """``mean ± standard deviation``; the number alone where there is one, a dash where there is none."""
+    """``mean ± standard deviation``; the number alone where all are the same, a dash where there is none."""
     if not numbers:
         return "–"
     mean = short_number(statistics.fmean(numbers))
-    return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):.2g}"
+    if len(set(numbers)) == 1:
+        return mean
+    spread = statistics.stdev(numbers)
+    return f"{mean} ± {spread:.0f}" if spread >= 100 else f"{mean} ± {spread:.2g}"
 
 
 def short_number(number: float) -> str:
@@ -149,7 +152,8 @@ def _panel(axes: Axes, rows: Sequence[Row], keys: tuple[str, ...]) -> None:
         *([place for place, numbers in found for _ in numbers], [n for _, numbers in found for n in numbers]),
         **{"linestyle": "none", "marker": "o", "markersize": 4, "color": COLOURS[0], "alpha": 0.6, "label": "a seed"},
     )
-    draw(*_means(found), color=COLOURS[0], linewidth=1.6, label="mean")
+    between = {"linestyle": "none", "marker": "_", "markersize": 16} if named else {"linewidth": 1.6}
+    draw(*_means(found), **{"color": COLOURS[0], "label": "mean", **between})
     if keys[0] == "prior":
         draw(*_means(series(("teacher", *keys[1:]))), color=COLOURS[1], linewidth=1.2, linestyle="--", label="teacher")
     axes.set_xticks(places, [str(value) for value in values])

@@ -89,8 +89,7 @@ def ablate(
 ) -> list[Row]:
     """Train a prior for each value and seed, one after the other, and return the rows of ``out/ablation.jsonl``.
 
-    ``out/ablation.md`` has them as a table of means and spreads, ``out/ablation.png`` as a figure. Call it again to go
-    on; what is finished is not done again.
+    ``out/ablation.md`` has them as a table, ``out/ablation.png`` as a figure. What is finished is not done again.
 
     Args:
         axis: ``alpha``, ``t_max``, ``sigma_init``, ``objective``, all distilled from one teacher, or ``further-mask``,

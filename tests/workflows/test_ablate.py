@@ -50,9 +50,9 @@ def reference(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(finished_run, reference, tmp_path_factory):
-    """Two values of alpha and two seeds through the command, measured: its output and folder, and RUN as before."""
+    """Alpha 1.2, the run's own, and two seeds through the command, measured: its output and folder, and RUN as before."""
     out, before = tmp_path_factory.mktemp("ablation") / "out", state(finished_run)
-    command = ["ablate", "alpha", "--teacher", str(finished_run), "--values", "0.8", "--values", "1.2"]
+    command = ["ablate", "alpha", "--teacher", str(finished_run), "--values", "1.2"]
     command += ["--seeds", "0,1", "--reference", str(reference), "--samples", "12", "-o", str(out), "--device", "cpu"]
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -67,7 +67,7 @@ def test_the_grid_is_trained_measured_and_written(measured, finished_run):
     output, out, before = measured
     assert state(finished_run) == before
     rows = rows_of(out)
-    assert [(row["value"], row["seed"]) for row in rows] == [(0.8, 0), (1.2, 0), (0.8, 1), (1.2, 1)]
+    assert [(row["value"], row["seed"]) for row in rows] == [(1.2, 0), (1.2, 1)]
     assert {row["axis"] for row in rows} == {"prior.alpha"}
     for row in rows:
         run = out / row["run"]
@@ -80,8 +80,8 @@ def test_the_grid_is_trained_measured_and_written(measured, finished_run):
         assert (run / "teacher" / "model.safetensors").samefile(out / "teacher" / "model.safetensors")
         assert not (run / "teacher" / "model.safetensors").samefile(finished_run / "teacher" / "model.safetensors")
     assert len({json.dumps(row["teacher"]) for row in rows}) == 1
-    assert len({row["prior"]["frechet"] for row in rows}) == 4
-    assert "run 4 of 4: alpha 1.2, seed 1; about 0 h 0" in output
+    assert len({row["prior"]["frechet"] for row in rows}) == 2
+    assert "run 2 of 2: alpha 1.2, seed 1; about 0 h 0" in output
     for name in ("ablation.md", "ablation.jsonl", "ablation.json", "ablation.png"):
         assert RESEARCH_ONLY.encode() in (out / name).read_bytes(), name
     assert not (out / ".lock").exists()
@@ -98,7 +98,7 @@ def test_seeds_share_measurements_and_that_of_the_run_gives_its_prior(measured, 
 
 def test_a_stopped_ablation_goes_on_to_the_same_rows(measured, finished_run, reference, tmp_path, monkeypatch):
     log, out, lines = RunFolder.log, tmp_path / "out", []
-    stops = [("0.8-seed0", 2), ("1.2-seed0", 4)]
+    stops = [("1.2-seed0", 2), ("1.2-seed1", 4)]
 
     def stopping(folder: RunFolder, row: dict) -> None:
         log(folder, row)
@@ -107,7 +107,7 @@ def test_a_stopped_ablation_goes_on_to_the_same_rows(measured, finished_run, ref
             os.kill(os.getpid(), signal.SIGTERM)
 
     def go() -> list[dict]:
-        wanted = {"values": ["0.8,1.2"], "seeds": (0,), "measures": Measures(reference, 12)}
+        wanted = {"values": ["1.2"], "seeds": (0, 1), "measures": Measures(reference, 12)}
         return ablate("alpha", out, teacher=finished_run, device="cpu", say=lines.append, **wanted)
 
     monkeypatch.setattr(RunFolder, "log", stopping)
@@ -120,7 +120,7 @@ def test_a_stopped_ablation_goes_on_to_the_same_rows(measured, finished_run, ref
     rows = go()
     assert "prior: going on from step 4" in lines
     assert "1 of 2 runs finished before" in lines
-    assert list(map(timeless, rows)) == list(map(timeless, rows_of(measured[1])[:2]))
+    assert list(map(timeless, rows)) == list(map(timeless, rows_of(measured[1])))
     before = state(out / "runs")
     assert go() == rows
     assert state(out / "runs") == before
@@ -229,6 +229,8 @@ def test_simulated_scans_are_those_of_the_run_or_made_once(finished_run, tmp_pat
 def test_default_values(settings, axis, values):
     cells = cells_of(axis_named(axis), settings(), (), (0, 1))
     assert [(cell.value, cell.seed) for cell in cells] == [(value, seed) for seed in (0, 1) for value in values]
+    section, _, name = axis_named(axis).key.partition(".")
+    assert [getattr(getattr(cell.config, section), name) for cell in cells] == values * 2
     plain = settings("data.path=''", "simulate.size=32", "simulate.coils=4")
     assert [cell.value for cell in cells_of(axis_named(axis), plain, (), (0,))] == values
     assert len({cell.folder for cell in cells}) == len(cells)

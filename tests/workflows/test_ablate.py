@@ -50,7 +50,7 @@ def reference(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(finished_run, reference, tmp_path_factory):
-    """Alpha 1.2, the run's own, and two seeds through the command, measured: its output and folder, and RUN as before."""
+    """Alpha 1.2, the run's own, and two seeds through the command, measured: output, folder, RUN as it was."""
     out, before = tmp_path_factory.mktemp("ablation") / "out", state(finished_run)
     command = ["ablate", "alpha", "--teacher", str(finished_run), "--values", "1.2"]
     command += ["--seeds", "0,1", "--reference", str(reference), "--samples", "12", "-o", str(out), "--device", "cpu"]
@@ -273,7 +273,11 @@ def test_a_budget_takes_the_place_of_the_runs_steps(finished_run, tmp_path, monk
         ("further-mask", {}, "--teacher: the teacher sees the further mask"),
         ("further-mask", {"teacher": None, "data": "none"}, "none: no such manifest or folder"),
         ("further-mask", {"teacher": None, "values": ["0"]}, r"--values 0: acquisition\.further_drop"),
-        ("further-mask", {"teacher": None, "values": ["31", "32"]}, "--values 32: masks acquire about 32 of 128 lines; drop fewer"),
+        (
+            "further-mask",
+            {"teacher": None, "values": ["31", "32"]},
+            "32: masks acquire about 32 of 128 lines; drop fewer",
+        ),
         ("further-mask", {"teacher": None, "overrides": ["teacher.objective=edm"]}, "drops no lines further"),
     ],
 )

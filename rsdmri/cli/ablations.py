@@ -20,14 +20,14 @@ def ablate(
     seeds: Annotated[str, typer.Option(help="seeds of each value")] = "0,1,2",
     budget: Annotated[str | None, typer.Option(help="wall-clock time of each training, such as 10m")] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="optimiser steps of each stage [as the run or recipe says]")
+        int | None, typer.Option(help="optimiser steps of each stage [as the run or recipe says]")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override one setting, key=value; repeatable")] = None,
     reference: Annotated[
         str | None, typer.Option(help="fully sampled scans of other subjects, to measure distances to")
     ] = None,
     features: Annotated[list[str] | None, typer.Option(help="[mr-magnitude-v1], radiomics, inception=PATH")] = None,
-    samples: Annotated[int, typer.Option(min=12, help="samples that distances rest on")] = 256,
+    samples: Annotated[int, typer.Option(help="samples that distances rest on")] = 256,
     recipe: Annotated[Path | None, typer.Option(help="TOML recipe, of further-mask alone")] = None,
     data: Annotated[str | None, typer.Option(help="scans, path or URI [those of the run or recipe]")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder [ablations/AXIS]")] = None,

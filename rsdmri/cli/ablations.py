@@ -19,9 +19,7 @@ def ablate(
     ] = None,
     seeds: Annotated[str, typer.Option(help="seeds of each value")] = "0,1,2",
     budget: Annotated[str | None, typer.Option(help="wall-clock time of each training, such as 10m")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="optimiser steps of each stage [as the run or recipe says]")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps of each stage [as the run or recipe says]")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override one setting, key=value; repeatable")] = None,
     reference: Annotated[
         str | None, typer.Option(help="fully sampled scans of other subjects, to measure distances to")

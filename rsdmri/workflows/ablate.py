@@ -222,7 +222,8 @@ class _Work:
         say = self.say if loud else self._warnings
         try:
             stage: StageName = "all" if self.axis.retrains else "prior"
-            train(config, run, stage=stage, budget=self.budget, device=self.device, say=say)
+            if not (run / "prior" / "config.json").is_file():  # the last thing that a training writes
+                train(config, run, stage=stage, budget=self.budget, device=self.device, say=say)
         except TrainingDivergedError as error:
             return row | {"diverged": f"{error.stage}: {error.problem} at step {error.step}"}
         row |= _trained(run)

@@ -157,6 +157,7 @@ class PriorConfig(Section):
     t_max: float = Field(0.8, gt=0, le=1)
     sigma_init: float = Field(2.5, gt=0)
     mask_free: bool = Field(False, description="show the generator every line whatever the mask")
+    seed: int | None = Field(None, description="of what the distillation draws; empty: that of everything")
     fake_residual: Literal["acquired", "further"] = Field(
         "acquired", description="lines of the fake score's loss: those of M, or of M~ alone as in the published code"
     )

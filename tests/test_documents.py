@@ -79,8 +79,9 @@ def test_the_training_page_names_what_a_run_holds_and_its_settings(finished_run)
     for key in re.findall(r"`((?:teacher|prior|logging)\.\w+)`", text):
         section, _, name = key.partition(".")
         assert name in type(getattr(Config(), section)).model_fields
-    for command in re.findall(r"^rsdmri (average .*?)$", text, re.MULTILINE):
-        get_command(app).commands["average"].make_context("average", shlex.split(command, comments=True)[1:])
+    for command in re.findall(r"^rsdmri ((?:average|ablate) .*?)$", text, re.MULTILINE):
+        name, *options = shlex.split(command, comments=True)
+        get_command(app).commands[name].make_context(name, options)
 
 
 def test_the_torchrun_lines_of_the_recipes_parse():

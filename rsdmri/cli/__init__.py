@@ -6,12 +6,12 @@ Heavy imports stay inside the commands, so that ``rsdmri --help`` answers at onc
 import sys
 from typing import NoReturn
 
-from rsdmri.cli import images, priors, scans
+from rsdmri.cli import ablations, images, priors, scans
 from rsdmri.cli.app import app
 from rsdmri.errors import InputError, StoppedElsewhereError
 from rsdmri.runtime import process_rank
 
-__all__ = ["app", "images", "main", "priors", "scans"]
+__all__ = ["ablations", "app", "images", "main", "priors", "scans"]
 
 
 def main() -> NoReturn:

@@ -102,7 +102,8 @@ class PriorStage:
 
     def key(self, index: int) -> tuple[object, ...]:
         """Key of everything random in step ``index``."""
-        return step_key(self.config.seed, self.name, index, self.anew(index))
+        seed = self.config.seed if self.settings.seed is None else self.settings.seed
+        return step_key(seed, self.name, index, self.anew(index))
 
     def step(self, index: int, progress: float) -> Metrics:
         """Take one step of the generator, the fake score and the discriminator, on the same generated images."""

@@ -60,6 +60,7 @@ def assess(
     *,
     features: Sequence[str] = ("mr-magnitude-v1",),
     samples: int = 256,
+    teacher: bool = True,
     seed: int = 0,
     out: Path = Path("assessment"),
     device: str = "auto",
@@ -76,6 +77,7 @@ def assess(
         features: what distances are measured in, see `select_features`; figures of the first stand at the top of the
             row, those of others under their name.
         samples: number of samples of each sampler.
+        teacher: measure the teacher of a one-step prior, too.
         seed: of samples and noise.
         out: folder.
         device: ``auto``, or a torch device.
@@ -89,7 +91,8 @@ def assess(
     target = np.abs(torch.stack([c.image for c in clean]).numpy())
     wanted = [(kind, kind(target)) for kind in sets]
     row = _facts(prior)
-    kinds = (["teacher"] if prior.denoises else []) + (["prior"] if prior.generator is not None else [])
+    teacher = prior.denoises and (teacher or prior.generator is None)
+    kinds = (["teacher"] if teacher else []) + (["prior"] if prior.generator is not None else [])
     spectra = {}
     for kind in kinds:
         images, rate = timed_samples(prior, samples, teacher=kind == "teacher", seed=seed)
@@ -102,7 +105,7 @@ def assess(
         say(f"{kind}: {rate:.1f} images/s")
     row["noise in clean images"] = noise_level(torch.stack([c.image for c in clean]))
     row["floor"] = row[kinds[0]]["floor"]
-    if prior.denoises and prior.config.corruption.kind in ("fourier", "denoising", "inpainting"):
+    if teacher and prior.config.corruption.kind in ("fourier", "denoising", "inpainting"):
         row["denoiser NRMSE"] = denoiser_errors(prior, clean, seed)
         say("denoiser NRMSE by level: " + ", ".join(f"{k}: {v:.3f}" for k, v in row["denoiser NRMSE"].items()))
     row["spectrum"] = _spectrum(prior, clean, spectra, folder)

@@ -10,13 +10,11 @@ from matplotlib.ticker import MaxNLocator
 
 from rsdmri import RESEARCH_ONLY
 from rsdmri.metrics.comparison import Estimate
-from rsdmri.report.figures import COLOURS
+from rsdmri.report.style import COLOURS, INK, QUIET, SMALL, TEXT, quiet
 
 Row = Mapping[str, Any]
 Value = float | int | str
 
-_INK, _QUIET = "#1a1a1a", "#5a5a5a"
-_TEXT, _SMALL = 8.5, 7.5  # points
 
 _ALWAYS = {"steps": ("steps",), "validation": ("validation",), "lowest validation": ("lowest validation",)}
 _MEASURED = {
@@ -74,8 +72,8 @@ def ablation_figure(name: str, rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(0.4 + 3.6 * len(panels), 3.0), facecolor="white", layout="constrained")
     for axes, (label, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _panel(axes, rows, keys)
-        axes.set_xlabel(name, fontsize=_TEXT, color=_QUIET)
-        axes.set_title(label, fontsize=_TEXT, fontweight="bold", loc="left", color=_INK)
+        axes.set_xlabel(name, fontsize=TEXT, color=QUIET)
+        axes.set_title(label, fontsize=TEXT, fontweight="bold", loc="left", color=INK)
     return figure
 
 
@@ -159,11 +157,9 @@ def _panel(axes: Axes, rows: Sequence[Row], keys: tuple[str, ...]) -> None:
     axes.set_xticks(places, [str(value) for value in values])
     axes.margins(x=0.12)
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.tick_params(labelsize=_SMALL, colors=_QUIET, length=2.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
+    quiet(axes)
     if found:
-        axes.legend(fontsize=_SMALL, frameon=False)
+        axes.legend(fontsize=SMALL, frameon=False)
 
 
 def _means(found: Sequence[tuple[float, Sequence[float]]]) -> tuple[list[float], list[float]]:

@@ -12,11 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rsdmri.data.coverage import Coverage
-from rsdmri.report.figures import COLOURS
+from rsdmri.report.style import COLOURS, QUIET, SMALL, TEXT
 
 _SCANS, _NEVER, _ACS, _HELD = COLOURS[:4]
-_ABSENT, _QUIET = "#bcd7ee", "#5a5a5a"
-_TEXT, _SMALL = 8.5, 7.5  # points
+_ABSENT = "#bcd7ee"
 _WIDTH, _HEIGHT, _SIDE, _MARGIN = 7.5, 2.4, 4.2, 1.05  # inches: the figure, a panel of lines, of points, around it
 
 
@@ -39,8 +38,8 @@ def coverage_figure(panels: Sequence[Coverage]) -> Figure:
             _draw_lines(axes, panel)
         else:
             _draw_points(axes, panel)
-        axes.set_title(panel.table()[0], fontsize=_TEXT, loc="left")
-        axes.tick_params(labelsize=_SMALL, colors=_QUIET, length=2.5)
+        axes.set_title(panel.table()[0], fontsize=TEXT, loc="left")
+        axes.tick_params(labelsize=SMALL, colors=QUIET, length=2.5)
     return figure
 
 
@@ -67,10 +66,10 @@ def _draw_lines(axes: Axes, panel: Coverage) -> None:
     handles += right.plot(lines, panel.slices[0].numpy(), color="#303030", linewidth=0.7, label="slices")
     held = right.plot(lines, panel.held_out[0].numpy(), color=_HELD, linewidth=1.6, label="held out, slices a pass")
     right.set_ylim(0, 1.05 * panel.n_slices)
-    right.tick_params(labelsize=_SMALL, colors=_QUIET, length=2.5)
-    right.set_ylabel("slices", fontsize=_TEXT, color=_QUIET)
-    axes.set_xlabel("phase-encode line", fontsize=_TEXT, color=_QUIET)
-    axes.set_ylabel("scans", fontsize=_TEXT, color=_QUIET)
+    right.tick_params(labelsize=SMALL, colors=QUIET, length=2.5)
+    right.set_ylabel("slices", fontsize=TEXT, color=QUIET)
+    axes.set_xlabel("phase-encode line", fontsize=TEXT, color=QUIET)
+    axes.set_ylabel("scans", fontsize=TEXT, color=QUIET)
     for axis in (axes.xaxis, axes.yaxis, right.yaxis):
         axis.set_major_locator(MaxNLocator(8, integer=True))
     _legend(axes, [*handles, *held])
@@ -83,7 +82,7 @@ def _legend(axes: Axes, handles: list[Any]) -> None:
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(0, below),
-        fontsize=_SMALL,
+        fontsize=SMALL,
         frameon=False,
         ncols=6,
         columnspacing=1.2,
@@ -100,14 +99,14 @@ def _draw_points(axes: Axes, panel: Coverage) -> None:
     axes.imshow(image, aspect="equal", interpolation="nearest", vmin=0, vmax=1)
     if kept.any():
         axes.contour(kept, levels=[0.5], colors=[_ACS], linewidths=1.2)
-    handles = [Patch(facecolor="white", edgecolor=_QUIET, label=f"all {panel.n_scans} scans")]
+    handles = [Patch(facecolor="white", edgecolor=QUIET, label=f"all {panel.n_scans} scans")]
     handles += [Patch(facecolor="black", label="few scans"), Patch(fill=False, edgecolor=_ACS, label="ACS")]
     for flags, colour, label in ((panel.never, _NEVER, "never acquired"), (panel.absent, _ABSENT, "absent")):
         if bool(flags.any()):
             handles.append(Patch(facecolor=colour, label=label))
     _legend(axes, handles)
     axes.set_anchor("W")
-    axes.set_xlabel("phase encode x", fontsize=_TEXT, color=_QUIET)
-    axes.set_ylabel("phase encode y", fontsize=_TEXT, color=_QUIET)
+    axes.set_xlabel("phase encode x", fontsize=TEXT, color=QUIET)
+    axes.set_ylabel("phase encode y", fontsize=TEXT, color=QUIET)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(8, integer=True))

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from rsdmri.errors import InputError
 from rsdmri.metrics.image import nmse, ssim
 from rsdmri.report.png import common_window, magnitudes, save_image_png, save_png
+from rsdmri.report.style import COLOURS, HEAD, INK, QUIET, SMALL, TEXT, quiet
 
 __all__ = [
     "curves_figure",
@@ -32,11 +33,8 @@ __all__ = [
     "states_figure",
 ]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 ERROR_FACTOR = 5
 
-_INK, _QUIET = "#1a1a1a", "#5a5a5a"
-_HEAD, _TEXT, _SMALL = 10.0, 8.5, 7.5  # points
 _SKIPPED, _ABSENT = "#bcd7ee", "#f3d9c4"
 _DECADES = 4.5  # of k-space magnitude shown
 _LOGARITHMIC = ("loss", "validation", "gradient norm")
@@ -64,8 +62,8 @@ class _Grid:
         figure_height = self.top + sum(above) + self.rows * cell[1] + 0.06
         self.figure = Figure(figsize=(figure_width, figure_height), facecolor="white")
         if heading:
-            heading = _fit(heading, figure_width - 0.16, _HEAD, bold=True)
-            self.text(0.08, figure_height - 0.25, heading, size=_HEAD, weight="bold")
+            heading = _fit(heading, figure_width - 0.16, HEAD, bold=True)
+            self.text(0.08, figure_height - 0.25, heading, size=HEAD, weight="bold")
 
     def box(self, row: int, column: int) -> tuple[float, float, float, float]:
         """Left, bottom, width, height of a cell in inches."""
@@ -77,9 +75,9 @@ class _Grid:
         width, height = self.figure.get_size_inches()
         return self.figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
 
-    def text(self, x: float, y: float, text: str, *, size: float = _TEXT, **style: Any) -> None:
+    def text(self, x: float, y: float, text: str, *, size: float = TEXT, **style: Any) -> None:
         width, height = self.figure.get_size_inches()
-        style = {"color": _INK, "va": "baseline", **style}
+        style = {"color": INK, "va": "baseline", **style}
         self.figure.text(x / width, y / height, text, fontsize=size, **style)
 
     def image(self, row: int, column: int, image: NDArray[Any], window: float, cmap: str = "gray") -> Axes:
@@ -93,9 +91,9 @@ class _Grid:
         x, y, width, height = self.box(row, column)
         y += height + 0.07
         if caption:
-            self.text(x, y, _fit(caption, width, _SMALL), size=_SMALL, color=_QUIET)
+            self.text(x, y, _fit(caption, width, SMALL), size=SMALL, color=QUIET)
             y += 0.15
-        self.text(x, y, _fit(title, width, _TEXT, bold=True), weight="bold")
+        self.text(x, y, _fit(title, width, TEXT, bold=True), weight="bold")
 
 
 def image_grid(
@@ -218,7 +216,7 @@ def _percent_bar(grid: _Grid, row: int) -> None:
     axes.yaxis.tick_right()
     axes.set_xticks([])
     axes.set_yticks([0, 10, 20], ["0", "10", "20 %"])
-    axes.tick_params(labelsize=_SMALL, length=2, pad=2, colors=_QUIET)
+    axes.tick_params(labelsize=SMALL, length=2, pad=2, colors=QUIET)
     axes.spines[:].set_visible(False)
 
 
@@ -319,7 +317,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = No
                 _curves_panel(axes, stage if row == 0 else "", values, own, label)
                 if label == "validation":
                     value, step = min((v["validation"], v["step"]) for v in values if "validation" in v)
-                    axes.plot([step], [value], "o", markersize=7, markerfacecolor="none", markeredgecolor=_INK)
+                    axes.plot([step], [value], "o", markersize=7, markerfacecolor="none", markeredgecolor=INK)
                 elif label not in _LOGARITHMIC:
                     axes.set_ylim(bottom=0)
     return grid.figure
@@ -353,17 +351,14 @@ def _curves_panel(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]], nam
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(title, fontsize=_TEXT, fontweight="bold", loc="left", color=_INK)
-    axes.set_xlabel("step", fontsize=_TEXT, color=_QUIET)
-    axes.set_ylabel(label, fontsize=_TEXT, color=_QUIET)
+    axes.set_title(title, fontsize=TEXT, fontweight="bold", loc="left", color=INK)
+    axes.set_xlabel("step", fontsize=TEXT, color=QUIET)
+    axes.set_ylabel(label, fontsize=TEXT, color=QUIET)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.tick_params(which="both", labelsize=_SMALL, colors=_QUIET, length=2.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9a9a9a")
-    axes.grid(alpha=0.25, linewidth=0.6)
+    quiet(axes)
     if len(names) > 1:
         axes.legend(
-            fontsize=_SMALL, frameon=False, ncols=len(names), loc="lower right", bbox_to_anchor=(1, 0.99), borderpad=0
+            fontsize=SMALL, frameon=False, ncols=len(names), loc="lower right", bbox_to_anchor=(1, 0.99), borderpad=0
         )
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 
 from rsdmri.data.coverage import cover
 from rsdmri.report.coverage import coverage_figure
-from rsdmri.report.figures import COLOURS
+from rsdmri.report.style import COLOURS
 from rsdmri.runtime import numpy_generator
 
 

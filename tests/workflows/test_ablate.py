@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from rsdmri import RESEARCH_ONLY
 from rsdmri.cli import app
 from rsdmri.config import load_config
-from rsdmri.data.simulate import write_simulated
 from rsdmri.errors import InputError, Interrupted
 from rsdmri.training.manifest import DrawnItem, Manifest, Record, RollBack, read_manifest
 from rsdmri.training.recovery import TrainingDivergedError
@@ -39,13 +38,6 @@ def timeless(row: dict) -> dict:
     """``row`` without what depends on the speed of the machine."""
     kept = {key: value for key, value in row.items() if key not in CLOCKS}
     return {key: timeless(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reference")
-    write_simulated(folder, scans=3, slices=4, size=32, coils=4, noise=0.02, seed=9)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rsdmri.cli import app
-from rsdmri.data.simulate import write_simulated
 from rsdmri.errors import InputError
 from rsdmri.metrics.comparison import Estimate
 from rsdmri.priors import load_prior
 from rsdmri.workflows.assess import assess, clean_slices, sampled_power
 
 SETS = ("mr-magnitude-v1", "radiomics-v1")
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reference")
-    write_simulated(folder, scans=4, slices=4, size=32, coils=4, noise=0.02, seed=9)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_the_grid_is_trained_measured_and_written(measured, finished_run):
         assert (row["validation"], row["lowest validation"]) == (losses[-1], min(losses))
         assert row["prior"] == json.loads((run / "assessment" / "assessment.json").read_text())["prior"]
         assert row["ratio"] == row["prior"]["frechet"] / row["teacher"]["frechet"]
-        assert "12 samples; 12 reference images, sha256 " in row["prior"]["features"]
+        assert "12 samples; 16 reference images, sha256 " in row["prior"]["features"]
         assert load_config(run / "config.toml").prior.alpha == row["value"]
         assert (run / "teacher" / "model.safetensors").samefile(out / "teacher" / "model.safetensors")
         assert not (run / "teacher" / "model.safetensors").samefile(finished_run / "teacher" / "model.safetensors")

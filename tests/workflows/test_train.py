@@ -165,7 +165,7 @@ def test_stages_one_by_one_are_the_stages_together(tmp_path, settings, finished_
 
 def test_memory_for_slices_and_how_often_to_save_change_nothing(tmp_path, settings, finished_run):
     go(settings("data.cache_gb=0", "checkpoint_every=100"), tmp_path / "run")
-    assert_same_run(tmp_path / "run", finished_run, ("elapsed", "validation", "best"))
+    assert_same_run(tmp_path / "run", finished_run, ("elapsed", "validation", "best", "spectrum", "nearest"))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -115,7 +115,7 @@ def test_what_cannot_be_measured_is_left_out():
         return torch.full_like(batch.image, float("inf"))
 
     assert check()(broken) == {}
-    assert ProximalCheck(batches, 0, 1)(truthful) == {}
+    assert ProximalCheck(batches, 0, 1, images=4)(truthful) == {}
 
 
 def test_clean_images_are_reported_and_change_nothing(tmp_path, tiny_settings, simulated, finished_run):

@@ -45,8 +45,7 @@ def batches(count: int, *key: object, positions: object = None) -> Batch:
     operator = sense(maps, mask)
     truth = operator.forward(anatomy(count, *key))
     measured = torch.where(mask[:, None], truth + NOISE * unit_noise(truth, generator), 0)
-    measured = torch.where(mask[:, None], measured, complex("nan"))  # what was not acquired must not be read
-    return Batch(torch.nan_to_num(measured), maps, mask, shown, torch.full((count,), NOISE))
+    return Batch(measured, maps, mask, shown, torch.full((count,), NOISE))
 
 
 def truthful(batch: Batch, generator: torch.Generator) -> Tensor:

@@ -52,7 +52,7 @@ def ablation_table(name: str, rows: Sequence[Row], remarks: Sequence[str] = ()) 
         each += [[str(value), str(row["seed"]), *_figures(row, len(each[0]) - 2)] for row in own]
     notes = [
         "± is the standard deviation over seeds; brackets are 95 % intervals over images",
-        "validation: energy distance between measured images and samples measured the same way; needs no clean image",
+        "validation: proximal distance, of samples measured again to the measurements; needs no clean image",
         *dict.fromkeys(row["prior"]["features"] for row in rows if "prior" in row),
         *dict.fromkeys(f"floor {row['prior']['floor']:.3g}: halves of the reference" for row in rows if "prior" in row),
         *remarks,
@@ -150,10 +150,12 @@ def _panel(axes: Axes, rows: Sequence[Row], keys: tuple[str, ...]) -> None:
         *([place for place, numbers in found for _ in numbers], [n for _, numbers in found for n in numbers]),
         **{"linestyle": "none", "marker": "o", "markersize": 4, "color": COLOURS[0], "alpha": 0.6, "label": "a seed"},
     )
-    between = {"linestyle": "none", "marker": "_", "markersize": 16} if named else {"linewidth": 1.6}
+    dash = {"marker": "_", "markersize": 16} if named or len(values) == 1 else {}
+    between = {"linestyle": "none", **dash} if named else {"linewidth": 1.6, **dash}
     draw(*_means(found), **{"color": COLOURS[0], "label": "mean", **between})
     if keys[0] == "prior":
-        draw(*_means(series(("teacher", *keys[1:]))), color=COLOURS[1], linewidth=1.2, linestyle="--", label="teacher")
+        means = _means(series(("teacher", *keys[1:])))
+        draw(*means, **{"color": COLOURS[1], "linewidth": 1.2, "linestyle": "--", "label": "teacher", **dash})
     axes.set_xticks(places, [str(value) for value in values])
     axes.margins(x=0.12)
     axes.yaxis.set_major_locator(MaxNLocator(5))

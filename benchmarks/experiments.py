@@ -132,6 +132,8 @@ class Work:
             if run.of is not None and not (out / "teacher").exists():
                 shutil.copytree(self.folder / "runs" / f"{run.of}-s{run.seed}" / "teacher", out / "teacher")
             _rsdmri(log, "train", "--stage", stage, *run.options(), *report, "--data", str(data), "--out", str(out))
+            if not (out / stage / "config.json").is_file():
+                raise KeyboardInterrupt  # a signal ended it, with its state saved
             assessed = out / "assessment"
             words = ["--reference", str(reference), "--samples", str(SAMPLES), "-o", str(assessed)]
             _rsdmri(log, "assess", str(out), *words)
@@ -179,6 +181,10 @@ def main() -> None:
             try:
                 future.result()
                 print(f"{run.title}: done", flush=True)
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                print(f"{run.title}: interrupted; the same command goes on", flush=True)
+                break
             except subprocess.CalledProcessError as error:
                 print(f"{run.title}: stopped with exit code {error.returncode}; see {work.folder / 'logs'}", flush=True)
     print(f"processor seconds: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime:.0f}")

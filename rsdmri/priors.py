@@ -27,12 +27,15 @@ from rsdmri.diffusion.unet import parameter_count
 from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError
 from rsdmri.files import write_text
+from rsdmri.model_card import model_card
 from rsdmri.physics.sense import Sampling, Sense, sense
 from rsdmri.runtime import select_device, torch_generator
 from rsdmri.training.checkpoint import load_tensors, save_tensors
+from rsdmri.training.stage import compiled
 
 FORMAT = 1
 BANK_BYTES = 48e6
+BATCH, DEVICE_BATCH = 16, 64  # images that are sampled at once
 
 
 def runs_in_bfloat16(config: Config, device: torch.device) -> bool:
@@ -82,7 +85,11 @@ class Prior:
         """Where the weights are."""
         return self.bank.device
 
-    def sample(
+    def sample(self, n: int = 16, **settings: Any) -> Tensor:
+        """Draw ``n`` images ``(n, y, x)``, scaled so that tissue is about 1: the batches of `stream` in one piece."""
+        return torch.cat(list(self.stream(n, **settings)))
+
+    def stream(
         self,
         n: int = 16,
         *,
@@ -90,16 +97,17 @@ class Prior:
         teacher: bool = False,
         steps: int | None = None,
         sampler: SamplerSettings | None = None,
-        batch: int = 16,
+        batch: int | None = None,
         contrast: str | None = None,
         field: float | None = None,
         advance: Callable[[int], None] = lambda count: None,
         on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Draw ``n`` images ``(n, y, x)``, scaled so that tissue is about 1, by one evaluation each.
+    ) -> Iterator[Tensor]:
+        """Draw ``n`` images by one evaluation each; iterate over batches ``(batch, y, x)`` on the CPU as they come.
 
-        Complex64; float32 for a prior of magnitudes. Sample ``i`` depends on (``seed``, ``i``) and the method alone,
-        not on ``n`` or ``batch``.
+        Complex64, scaled so that tissue is about 1; float32 for a prior of magnitudes. Sample ``i`` depends on
+        (``seed``, ``i``) and the method alone, not on ``n`` or ``batch``. A device draws the next batch while one is
+        copied and handed out.
 
         Args:
             n: how many.
@@ -107,7 +115,7 @@ class Prior:
             teacher: sample the teacher's ODE instead.
             steps: steps of the teacher's sampler, over those of ``sampler``.
             sampler: of the teacher; by default 18 Heun steps, 35 evaluations.
-            batch: images at once.
+            batch: images at once; None: 16 on a CPU, 64 on another device.
             contrast: of the images, for priors that take it: T1w, T2w, PDw or FLAIR; None: not given.
             field: strength in tesla, for priors that take it; None: not given.
             advance: called with the number of images after each batch.
@@ -116,27 +124,46 @@ class Prior:
         self.check_request(n, teacher=teacher, watched=on_step is not None, contrast=contrast, field=field)
         settings = sampler or SamplerSettings()
         settings = settings if steps is None else replace(settings, steps=steps)
-        images = []
-        one_step = not teacher and self.generator is not None
-        for draws in self._draws(n, seed, batch, full_size=one_step):
-            conditions = self.conditions(len(draws.noise), contrast, field)
-            with torch.no_grad():
-                if not one_step or self.generator is None:
-                    drawn = sample_teacher(
-                        given(self.denoiser, conditions),
-                        draws.operator,
-                        draws.noise,
-                        settings,
-                        coil_noise=draws.coil_noise,
-                        sigma_y=self.bank.sigma_y,
-                        generators=draws.generators,
-                        on_step=on_step,
-                    )
-                else:
-                    drawn = self.generator(draws.noise, draws.operator, draws.coil_noise, conditions)
-            images.append(drawn.cpu())
-            advance(len(drawn))
-        return torch.cat(images)
+        at_once = batch or (BATCH if self.device.type == "cpu" else DEVICE_BATCH)
+        conditions = self.conditions(1, contrast, field)
+        waiting: Tensor | None = None
+        for draws in self._draws(n, seed, at_once, full_size=not teacher and self.generator is not None):
+            drawn = self._drawn(draws, teacher, settings, conditions, on_step)
+            if waiting is not None:
+                yield _handed_out(waiting, advance)
+            waiting = drawn
+        if waiting is not None:
+            yield _handed_out(waiting, advance)
+
+    @torch.no_grad()
+    def _drawn(
+        self,
+        draws: "_Draws",
+        teacher: bool,
+        settings: SamplerSettings,
+        conditions: Tensor | None,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """Images of one batch, on the device."""
+        known = None if conditions is None else conditions.expand(len(draws.noise), -1)
+        if not teacher and self.generator is not None:
+            return self.generator(draws.noise, draws.operator, draws.coil_noise, known)
+        return sample_teacher(
+            given(self.denoiser, known),
+            draws.operator,
+            draws.noise,
+            settings,
+            coil_noise=draws.coil_noise,
+            sigma_y=self.bank.sigma_y,
+            generators=draws.generators,
+            on_step=on_step,
+        )
+
+    def compiled(self) -> "Prior":
+        """This prior, its networks compiled on first use: for many images of one size; the first batch waits for it."""
+        for denoiser in (self.denoiser, *(() if self.generator is None else (self.generator.denoiser,))):
+            compiled(denoiser, "on")
+        return self
 
     def conditions(self, count: int, contrast: str | None = None, field: float | None = None) -> Tensor | None:
         """Conditions ``(count, 2)`` of ``count`` images of one scan; None for a prior that takes none."""
@@ -184,6 +211,12 @@ class Prior:
             else:
                 joined = Sampling(mask, tuple(noise.shape))
             yield _Draws(joined, noise, None if coil_noises[0] is None else torch.cat(coil_noises), generators)
+
+
+def _handed_out(images: Tensor, advance: Callable[[int], None]) -> Tensor:
+    copied = images.cpu()
+    advance(len(copied))
+    return copied
 
 
 @dataclass(frozen=True)
@@ -284,51 +317,6 @@ def newest_prior(runs: Path = Path("runs")) -> Path:
     if not found:
         raise InputError(f"no finished prior under {runs}/; run rsdmri train first, or give --prior PATH")
     return found[-1].parent
-
-
-def model_card(meta: dict[str, Any], bank: Acquisitions) -> str:
-    """Model card in Markdown."""
-    config, (height, width) = meta["config"], bank.shape
-    settings = config_from_dict(config, "config.json")
-    alone = meta["kind"] == "prior" and not settings.prior.distils
-    kinds = {
-        "prior": f"one-step generator {'without a' if alone else 'with its'} teacher",
-        "teacher": "diffusion teacher",
-    }
-    rows = {
-        "kind": kinds[meta["kind"]],
-        "objective": settings.prior.objective if alone else settings.objective,
-        "trained on": meta.get("trained_on", "unknown"),
-        "matrix": f"{height} x {width}" + ("" if bank.maps is None else f", {bank.maps.shape[1]} coils"),
-        "measurements": _measurements(config, bank),
-        "scale": "whitened k-space divided by the 99th percentile of its centre-only root-sum-of-squares image",
-        "parameters": f"{meta['parameters']:,}",
-        "training": meta.get("training", "unknown"),
-        "sha256": meta["sha256"],
-    }
-    lines = [f"- {name}: {value}" for name, value in rows.items()]
-    return "\n".join(
-        [
-            "# rsdmri prior",
-            "",
-            f"**{RESEARCH_ONLY}**",
-            "",
-            *lines,
-            "",
-            "Samples and reconstructions far from the training data (anatomy, contrast, field strength, matrix, coils,",
-            "acceleration) can look right and be wrong. Generative models can memorise training images: compare",
-            "samples with them before sharing. Coil maps of the training scans are part of the weights file.",
-            "",
-        ]
-    )
-
-
-def _measurements(config: dict[str, Any], bank: Acquisitions) -> str:
-    acquisition, corruption = config["acquisition"], config.get("corruption", {"kind": "fourier"})
-    if corruption["kind"] == "fourier":
-        dropped = f"; {bank.drop} dropped further" if bank.maps is not None else ""
-        return f"k-space at acceleration {acquisition['acceleration']:g} ({acquisition['mask']} masks){dropped}"
-    return f"magnitude images, {corruption['kind']}, noise {corruption['noise']:g}"
 
 
 def _locate(path: Path) -> Path:

@@ -125,6 +125,7 @@ FLOORS = {
     "rsdmri.data.formats": 5,
     "rsdmri.data.dataset": 5,
     "rsdmri.priors": 5,
+    "rsdmri.model_card": 4,
     "rsdmri.evaluation": 5,
     "rsdmri.reconstruction.*": 6,
     "rsdmri.report.*": 6,

@@ -112,7 +112,8 @@ def test_sampling_neither_reads_nor_moves_the_global_random_state(prior):
 
 def test_progress_counts_images(prior):
     counts = []
-    prior.sample(5, batch=2, advance=counts.append)
+    batches = [len(images) for images in prior.stream(5, batch=2, advance=counts.append)]
+    assert batches == counts
     assert counts == [2, 2, 1]
 
 

@@ -1,7 +1,7 @@
 """Drawing images from a prior into a folder."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from rsdmri.report.figures import image_grid, save_png, states_figure
 from rsdmri.runtime import prepare_process
 
 SHOWN_STATES = 8  # images whose states are kept
+SHOWN_SAMPLES = 64
+COMPILED_FROM = 2000  # images for which compiling on CUDA is worth its minute
 
 
 def sample(
@@ -47,9 +49,7 @@ def sample(
             ``(8, steps, y, x)`` and ``sigma`` ``(steps,)`` in ``samples.h5``, and the picture ``states.png``.
         seed: of the samples.
         contrast: of the images, and ``field`` strength in tesla, for priors that take them.
-        out: folder.
-        device: ``auto``, or a torch device.
-        say: where the lines for the user go.
+        out, device, say: folder; ``auto`` or a torch device; where the lines for the user go.
 
     Errors:
         InputError: settings of the teacher's sampler without ``teacher``, no such prior, a folder that cannot be
@@ -64,7 +64,7 @@ def sample(
     prior.check_request(n, teacher=teacher, watched=states, **known)
     folder = output_directory(out)
     kept = Trajectory(SHOWN_STATES) if states else None
-    images, rate = timed_samples(prior, n, teacher=teacher, sampler=settings, seed=seed, kept=kept, **known)
+    how = {"teacher": teacher, "sampler": settings, "seed": seed, **known}
     evaluations = settings.evaluations if teacher else 1
     attrs = {
         "method": f"teacher, {settings}" if teacher else "one-step prior",
@@ -75,55 +75,80 @@ def sample(
         "note": RESEARCH_ONLY,
         **{name: value for name, value in known.items() if value is not None},
     }
-    written = _write(folder, images, attrs, kept)
-    say(f"{n} images of {images.shape[1]} x {images.shape[2]}, {evaluations} evaluations each: {rate:.1f} images/s")
+    if prior.device.type == "cuda" and n >= COMPILED_FROM:
+        prior.compiled()
+    clock = _Clock()
+    written, (height, width) = _write(folder, n, clock.timed(prior, n, how, kept), attrs, kept)
+    say(f"{n} images of {height} x {width}, {evaluations} evaluations each: {clock.rate:.1f} images/s")
     say(f"written: {', '.join(str(file) for file in written)}")
     return folder
 
 
-def _write(folder: Path, images: np.ndarray, attrs: dict[str, Any], kept: Trajectory | None) -> list[Path]:
-    """Write the HDF5 file and the pictures; return their paths."""
-    arrays = {"samples": images}
-    figures = {"samples.png": image_grid(np.abs(images[:64]))}
-    if kept is not None:
-        states, denoised, sigma = kept.states.numpy(), kept.denoised.numpy(), kept.sigmas.numpy()
-        arrays |= {"states": states, "denoised": denoised, "sigma": sigma}
-        figures["states.png"] = states_figure(denoised, sigma, images[: len(denoised)], heading=attrs["method"])
+def _write(
+    folder: Path, n: int, drawn: Iterator[np.ndarray], attrs: dict[str, Any], kept: Trajectory | None
+) -> tuple[list[Path], tuple[int, ...]]:
+    """Write the HDF5 file, batch by batch, and the pictures; return their paths and the matrix."""
+    figures, done = {}, 0
     with atomic_path(folder / "samples.h5") as temporary, h5py.File(temporary, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array)
+        for images in drawn:
+            if done == 0:
+                file.create_dataset("samples", (n, *images.shape[1:]), images.dtype)
+            file["samples"][done : done + len(images)] = images
+            done += len(images)
+        shown = file["samples"][:SHOWN_SAMPLES]
+        figures["samples.png"] = image_grid(np.abs(shown))
+        if kept is not None:
+            states, denoised, sigma = kept.states.numpy(), kept.denoised.numpy(), kept.sigmas.numpy()
+            for name, array in {"states": states, "denoised": denoised, "sigma": sigma}.items():
+                file.create_dataset(name, data=array)
+            reached = shown[: len(denoised)]
+            figures["states.png"] = states_figure(denoised, sigma, reached, heading=attrs["method"])
         file.attrs.update(attrs)
     for name, figure in figures.items():
         save_png(figure, folder / name)
-    return [folder / "samples.h5", *(folder / name for name in figures)]
+    return [folder / "samples.h5", *(folder / name for name in figures)], shown.shape[1:]
 
 
-def timed_samples(
-    prior: Prior,
-    n: int,
-    *,
-    teacher: bool = False,
-    sampler: SamplerSettings | None = None,
-    seed: int = 0,
-    kept: Trajectory | None = None,
-    **known: Any,
-) -> tuple[np.ndarray, float]:
+def timed_samples(prior: Prior, n: int, **settings: Any) -> tuple[np.ndarray, float]:
     """Samples ``(n, y, x)`` and images per second, the first (warm-up) evaluation not counted.
 
-    The bar moves with each step of the teacher; ``kept`` takes its states; ``known`` is the
-    ``contrast`` and the ``field`` of `Prior.sample`.
+    Args:
+        prior: to sample.
+        n: how many.
+        settings: ``teacher``, ``sampler``, ``seed``, ``contrast`` and ``field`` of `Prior.stream`.
     """
-    settings = sampler or SamplerSettings()
-    prior.sample(min(n, 2), seed=seed, teacher=teacher, steps=1, **known)
-    with progress(f"Sampling teacher, {settings}" if teacher else "Sampling prior", total=n) as bar:
+    clock = _Clock()
+    return np.concatenate(list(clock.timed(prior, n, settings))), clock.rate
 
-        def step_done(step: Step) -> None:
-            bar.advance(len(step.state) / settings.steps)
-            if kept is not None:
-                kept(step)
 
-        watch: dict[str, Any] = {"on_step": step_done} if teacher else {"advance": bar.advance}
-        started = time.monotonic()
-        images = prior.sample(n, seed=seed, teacher=teacher, sampler=settings, **watch, **known)
-        rate = n / (time.monotonic() - started)
-    return images.numpy(), rate
+class _Clock:
+    """Draws batches of samples and takes the time of that alone, not of what is done with them."""
+
+    def __init__(self) -> None:
+        self._images, self._seconds = 0, 0.0
+
+    @property
+    def rate(self) -> float:
+        """Images per second so far."""
+        return self._images / self._seconds
+
+    def timed(
+        self, prior: Prior, n: int, settings: dict[str, Any], kept: Trajectory | None = None
+    ) -> Iterator[np.ndarray]:
+        """Batches of samples after a warm-up; the bar moves with each step of the teacher."""
+        sampler, teacher = settings.get("sampler") or SamplerSettings(), settings.get("teacher", False)
+        prior.sample(min(n, 2), **settings, steps=1)
+        with progress(f"Sampling teacher, {sampler}" if teacher else "Sampling prior", total=n) as bar:
+
+            def step_done(step: Step) -> None:
+                bar.advance(len(step.state) / sampler.steps)
+                if kept is not None:
+                    kept(step)
+
+            watch: dict[str, Any] = {"on_step": step_done} if teacher else {"advance": bar.advance}
+            started = time.monotonic()
+            for images in prior.stream(n, **settings, **watch):
+                self._images += len(images)
+                self._seconds += time.monotonic() - started
+                yield images.numpy()
+                started = time.monotonic()

@@ -29,6 +29,21 @@ RECIPES = ROOT / "recipes"
 SAMPLES = 384
 REFERENCE = {"scans": 96, "slices": 4, "noise": 0.001, "seed": 1000}
 
+BASELINES = ("edm-full", "l1-edm", "edm-zero-filled")  # are compared with, not distilled
+COMPARED_RECIPE = "teacher-r4-fourier-ambient.toml"  # its own prior is the one that these settings differ from
+COMPARED = (
+    "prior.objective=dmd",
+    "prior.objective=sds",
+    "prior.alpha=0.8",
+    "prior.alpha=1.2",
+    "prior.sigma_init=1",
+    "prior.sigma_init=5",
+    "prior.t_max=0.5",
+    "prior.mask_free=true",
+    "prior.fake_residual=further",
+    "prior.adversarial=0.01",
+)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -84,13 +99,23 @@ def teachers() -> Iterator[Run]:
         settings = ("simulate.size=64", "acquisition.center_fraction=0.08", "teacher.steps=1200")
         yield Run("64x64", f"{name}-64", f"teacher-r4-{name}.toml", settings)
     yield Run("corruptions", "inpainting-60-noise-0.1", "inpainting-60-noise-0.1.toml")
+    yield Run("accelerations", "r2", "teacher-r4-fourier-ambient.toml", ("acquisition.acceleration=2",))
+    for acceleration in (6, 8):  # of 32 lines the calibration alone would take all
+        wider = ("simulate.size=48", "acquisition.center_fraction=0.084", "teacher.steps=2000")
+        settings = (f"acquisition.acceleration={acceleration}", *wider)
+        yield Run("accelerations", f"r{acceleration}", "teacher-r4-fourier-ambient.toml", settings)
 
 
 def priors() -> Iterator[Run]:
     """One-step priors of some of these teachers."""
-    every = [run for run in teachers() if run.group in ("multicoil", "corruptions", "64x64")]
-    for run in every:
-        yield replace(run, group=f"one-step-{run.group}", name=f"one-step-{run.name}", of=run.name)
+    groups = ("multicoil", "corruptions", "accelerations", "64x64")
+    for run in teachers():
+        if run.group in groups and not run.name.startswith(BASELINES):
+            yield replace(run, group=f"one-step-{run.group}", name=f"one-step-{run.name}", of=run.name)
+    for setting in COMPARED:
+        name = "one-step-" + setting.removeprefix("prior.").replace("=", "-")
+        yield Run("comparison", name, COMPARED_RECIPE, (setting,), of="fourier-ambient")
+    yield Run("comparison", "ambient-gan", "ambient-gan.toml", ("prior.steps=1000",), of="fourier-ambient")
 
 
 class Work:

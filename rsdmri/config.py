@@ -178,6 +178,9 @@ class PriorConfig(Section):
         description="weights of the end, or of the lowest proximal distance: samples measured again, against data",
     )
     validation_images: int = Field(256, ge=4, description="samples that a checkpoint's proximal distance is taken of")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between its checkpoints, of which the best is kept; empty: as everywhere"
+    )
     patience: int = Field(0, ge=0, description="checkpoints without a lower proximal distance that end it; 0: never")
 
     @model_validator(mode="after")
@@ -253,6 +256,11 @@ class Config(Section):
         if self.corruption.kind in ("fourier", "inpainting"):
             return "ambient"
         return "ambient-tweedie" if self.corruption.noise > 0 else "edm"
+
+    def checkpoints(self, stage: str) -> int:
+        """Steps between the checkpoints of ``stage``."""
+        own = self.prior.checkpoint_every if stage == "prior" else None
+        return own or self.checkpoint_every
 
     @property
     def trains_on_kspace(self) -> bool:

@@ -41,7 +41,7 @@ class CleanReport:
 
     def after_step(self, stage: Stage, report: StepReport) -> dict[str, float]:
         """Measure where a checkpoint is due."""
-        due = report.progress >= 1 or report.step % self.config.checkpoint_every == 0
+        due = report.progress >= 1 or report.step % self.config.checkpoints(stage.name) == 0
         return {"clean": self._distance(stage)} if due and isinstance(stage, PriorStage) else {}
 
     def logged(self, stage: Stage, row: dict[str, Any]) -> None:

@@ -24,7 +24,14 @@ FREE = (
     *("steps", "teacher.steps", "prior.steps", "checkpoint_every", "workers", "teacher.share", "network.compile"),
     *("teacher.accumulate", "prior.accumulate"),
     *("data.cache_gb", "data.cache_dir", "data.cache_dir_gb", "data.workers"),
-    *("snapshots_gb", "logging.tensorboard", "logging.grid_every", "logging.reference", "prior.patience"),
+    *(
+        "snapshots_gb",
+        "logging.tensorboard",
+        "logging.grid_every",
+        "logging.reference",
+        "prior.patience",
+        "prior.checkpoint_every",
+    ),
 )
 
 

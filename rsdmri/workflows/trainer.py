@@ -144,7 +144,7 @@ class Trainer:
 
     def _run(self, stage: Stage, keeper: Keeper, report: StepReport, bar: Bar) -> StepReport:
         """Take the steps that are left, some again where they diverge; save and stop where that is asked."""
-        done, every = report.progress, self.config.checkpoint_every
+        done, every = report.progress, self.config.checkpoints(stage.name)
         while True:
             self._draws = keeper.draws
             try:
@@ -196,7 +196,7 @@ class Trainer:
 
     def _at_a_loss(self, stage: Stage, keeper: Keeper, report: StepReport) -> bool:
         """Whether ``prior.patience`` checkpoints passed without a better one, as the first process finds it."""
-        patience, every = self.config.prior.patience, self.config.checkpoint_every
+        patience, every = self.config.prior.patience, self.config.checkpoints(stage.name)
         if stage.name != "prior" or patience == 0 or report.step % every:
             return False
         best = keeper.best() if self.processes.first else None
@@ -225,7 +225,7 @@ class Trainer:
     def _after_step(self, stage: Stage, keeper: Keeper, report: StepReport) -> dict[str, float]:
         """Let observers look, log, and, where it is time, validate and save; end where a signal asked for it."""
         last = report.progress >= 1
-        due = last or report.step % self.config.checkpoint_every == 0
+        due = last or report.step % self.config.checkpoints(stage.name) == 0
         extra: dict[str, float] = {}
         with self.processes.together():
             try:

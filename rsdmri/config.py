@@ -352,7 +352,8 @@ def validated(section: type[AnySection], tree: Mapping[str, Any], source: str) -
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, _all_keys(section), n=1, cutoff=0.0)
-            raise InputError(f"{source}: unknown key {key!r}; did you mean {near[0]!r}?") from None
+            hint = f"did you mean {near[0]!r}?" if near else "it takes none"
+            raise InputError(f"{source}: unknown key {key!r}; {hint}") from None
         raise InputError(f"{source}: {key}: {first['msg'].lower()}, got {first['input']!r}") from None
 
 

@@ -36,7 +36,8 @@ def adps(
                                v = sigma_y^2 / 2 + s^2 sd^2 / (s^2 + sd^2).
     |r| is that of each item, never of the batch. The published step is as long at the end as at the start, in units of
     the whole image, so ``scale`` belongs to a matrix size. ``variance`` is pseudo-inverse guidance (Song et al. 2023)
-    with the variance of white images: for them and one coil it is exact, and its draws are of the posterior.
+    with the variance of white images: for them and one coil it is exact, and its draws are of the posterior; for the
+    coloured ones of the tests its mean is 26 % off, which more steps do not change.
 
     Args:
         denoiser: D, the teacher.

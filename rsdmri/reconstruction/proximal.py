@@ -35,8 +35,8 @@ def proximal(
         x_0 = D(x + jitter s e, s),   x = argmin |A x - y|^2 / sigma_y^2 + |x - x_0|^2 / trust^2,
     which treats what aliasing is left as noise. Draws differ by e; their spread says how far the result hangs on it.
 
-    At a fixed small s without jitter and trust^2 = 2 s^2 the fixed point is the posterior mean of a Gaussian prior
-    (x_0 = C (C + s^2)^-1 x, so that (x - x_0) / (2 s^2) = (C + s^2)^-1 x / 2).
+    At a fixed s, without jitter and with trust^2 = 2 s^2, the fixed point for a Gaussian prior of covariance C is the
+    posterior mean under the covariance C + s^2: x_0 = C (C + s^2)^-1 x, and (x - x_0) / s^2 = (C + s^2)^-1 x.
 
     Measured on simulated heads (48 x 48, R = 4, 8 coils, a teacher of five minutes on two cores), NRMSE: SENSE 0.260,
     L1-wavelet (then with db4 wavelets) 0.205, `ambient_one_step` 0.22 to 0.24, the one-step generator fed with the data
@@ -84,7 +84,8 @@ def diffpir(
         x_0 = D(x_s, s),   x^ = argmin |A x - y|^2 / sigma_y^2 + lambda |x - x_0|^2 / (2 s^2),
         x_t = x^ + t (sqrt(1 - zeta) (x_s - x^) / s + sqrt(zeta) e),
     t the next level; the result is the last x^. The 2 is there because s counts per real channel, sigma_y does not.
-    For a Gaussian prior, lambda = 1 and a slow ladder the mean of the draws tends to the posterior mean.
+    For a Gaussian prior, lambda = 1 and zeta = 1 the mean of the draws tends to the posterior mean as steps are added
+    (7 % off after 20, 2 % after 100 in the tests' problem); with zeta = 0 the start is never quite forgotten (17 %).
 
     Args are those of `proximal`; ``settings``: ladder, lambda (``weight``), zeta (``renewal``), lines that D is shown.
     """

@@ -7,8 +7,9 @@ import difflib
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +21,9 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, non-finite numbers refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class SimulateConfig(Section):
@@ -301,7 +305,7 @@ def load_config(recipe: str | os.PathLike[str] | None = None, overrides: list[st
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise InputError(f"--set {override}: expected key=value, for example --set teacher.batch=8")
-        _insert(tree, key.strip().split("."), _parse_value(text.strip()), override)
+        _insert(tree, key.strip().split("."), parse_value(text.strip()), override)
         _check(tree, f"--set {override}")
     return _check(tree, str(recipe or "configuration"))
 
@@ -327,7 +331,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: nested too deeply to be a recipe; give a TOML recipe") from None
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Read ``text`` as a TOML value, else as a plain string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -344,14 +348,20 @@ def _insert(tree: dict[str, Any], keys: list[str], value: Any, override: str) ->
 
 
 def _check(tree: dict[str, Any], source: str) -> Config:
+    return validated(Config, tree, source)
+
+
+def validated(section: type[AnySection], tree: Mapping[str, Any], source: str) -> AnySection:
+    """``section`` of the values in ``tree``; `InputError` names ``source``, and the nearest name for an unknown key."""
     try:
-        return Config.model_validate(tree)
+        return section.model_validate(dict(tree))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, _all_keys(Config), n=1, cutoff=0.0)
-            raise InputError(f"{source}: unknown key {key!r}; did you mean {near[0]!r}?") from None
+            near = difflib.get_close_matches(key, _all_keys(section), n=1, cutoff=0.0)
+            hint = f"did you mean {near[0]!r}?" if near else "it takes none"
+            raise InputError(f"{source}: unknown key {key!r}; {hint}") from None
         raise InputError(f"{source}: {key}: {first['msg'].lower()}, got {first['input']!r}") from None
 
 

@@ -15,7 +15,10 @@ def reconstruct(
     method: Annotated[Method, typer.Option(help="reconstruction method")] = Method.rsd,
     prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
     acceleration: Annotated[float | None, typer.Option(help="undersample a fully sampled scan at R, and score")] = None,
-    samples: Annotated[int, typer.Option(help="posterior draws of rsd: their mean and spread are written")] = 8,
+    samples: Annotated[int, typer.Option(help="draws of rsd, adps, diffpir: mean and spread are written")] = 8,
+    set_method: Annotated[
+        list[str] | None, typer.Option("--set-method", metavar="KEY=VALUE", help="setting of the method; repeatable")
+    ] = None,
     maps: Annotated[Path | None, typer.Option(help="coil maps: .npy, .h5 or .cfl [from the scan's centre]")] = None,
     calibration: Annotated[Path | None, typer.Option(help="separate calibration scan for the coil maps")] = None,
     map_sets: Annotated[int, typer.Option(help="2: for objects wider than the field of view")] = 1,
@@ -34,6 +37,7 @@ def reconstruct(
     trust: Trust = False,
 ) -> None:
     """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored."""
+    from rsdmri.reconstruction.settings import parse_options
     from rsdmri.workflows.reconstruct_files import reconstruct_files
 
     rows = reconstruct_files(
@@ -53,6 +57,7 @@ def reconstruct(
         dicom_source=dicom_source,
         force=force,
         trust=trust,
+        settings=parse_options(set_method or []),
         say=typer.echo,
     )
     failed = [row["error"] for row in rows if row.get("error")]

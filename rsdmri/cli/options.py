@@ -18,6 +18,8 @@ class Method(StrEnum):
     """Reconstruction methods."""
 
     rsd = "rsd"
+    adps = "adps"
+    diffpir = "diffpir"
     ambient_one_step = "ambient-one-step"
     sense = "sense"
     l1_wavelet = "l1-wavelet"

@@ -15,37 +15,37 @@ from rsdmri.physics.solve import conjugate_gradient
 from rsdmri.physics.tv import tv_proximal
 from rsdmri.physics.wavelet import Wavelet
 
-_SENSE_FACTOR = 10.0
-_L1_FACTOR, _L1_FLOOR = 0.2, 3e-4
-_TV_FACTOR, _TV_FLOOR = 0.3, 1e-4
+SENSE_FACTOR = 10.0
+L1_FACTOR, L1_FLOOR = 0.2, 3e-4
+TV_FACTOR, TV_FLOOR = 0.3, 1e-4
 _DUAL_STEPS = 6  # of the proximal map within an iteration: with fewer, the error stays where the dual lags behind
 
 
-def sense_strength(sigma_y: float | Tensor) -> float | Tensor:
-    """Ridge 10 sigma_y^2 for `sense_cg`, image units of about 1 and noise ``sigma_y`` per complex k-space sample.
+def sense_strength(sigma_y: float | Tensor, factor: float = SENSE_FACTOR) -> float | Tensor:
+    """Ridge ``factor`` sigma_y^2 for `sense_cg`, images of about 1 and noise ``sigma_y`` per complex k-space sample.
 
     Grid search on simulated heads (64 and 128, R = 2 and 4, sigma_y 0.003 to 0.1): the least NMSE lay at 10 to 30,
     with 10 the best of one number for all because a large ridge darkens noisy scans.
     """
-    return _SENSE_FACTOR * sigma_y**2
+    return factor * sigma_y**2
 
 
-def l1_strength(sigma_y: float | Tensor) -> float | Tensor:
-    """Threshold 0.2 sigma_y + 0.0003 for `l1_wavelet`, in the same units.
+def l1_strength(sigma_y: float | Tensor, factor: float = L1_FACTOR, floor: float = L1_FLOOR) -> float | Tensor:
+    """Threshold ``factor`` sigma_y + ``floor`` for `l1_wavelet`, in the same units.
 
     Grid search on simulated heads (160, three contrasts, R = 4, sigma_y 0.003 and 0.03) and on three measured scans,
     80 iterations: the least error lay at 0.1 to 0.3 sigma_y + 0.0003.
     """
-    return _L1_FACTOR * sigma_y + _L1_FLOOR
+    return factor * sigma_y + floor
 
 
-def tv_strength(sigma_y: float | Tensor) -> float | Tensor:
-    """Weight 0.3 sigma_y + 0.0001 for `tv`, in the same units.
+def tv_strength(sigma_y: float | Tensor, factor: float = TV_FACTOR, floor: float = TV_FLOOR) -> float | Tensor:
+    """Weight ``factor`` sigma_y + ``floor`` for `tv`, in the same units.
 
     Grid search on simulated heads (64 and 128, R = 2 and 4, sigma_y 0.003 to 0.1), 80 iterations: the least NMSE lay at
     0.1 sigma_y for little noise to 0.4 for much; 0.3 came within 6 % of it in the geometric mean.
     """
-    return _TV_FACTOR * sigma_y + _TV_FLOOR
+    return factor * sigma_y + floor
 
 
 def zero_filled(operator: Sense, kspace: Tensor) -> Tensor:

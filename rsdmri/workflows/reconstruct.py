@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
+from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
 from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
 
-METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
-LEARNT = ("rsd", "ambient-one-step")
+METHODS = ("rsd", "adps", "diffpir", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
+LEARNT = METHODS[:4]
+DRAWN = METHODS[:3]
 
 _LEAST_ACS = 4  # lines that coil maps need
 
@@ -114,6 +116,7 @@ def reconstruct(
     calibration: Scan | str | os.PathLike[str] | None = None,
     map_sets: int = 1,
     trust: bool = False,
+    options: Mapping[str, Any] | None = None,
     advance: Callable[[int], None] = lambda slices: None,
 ) -> Reconstruction:
     """Reconstruct a scan from its acquired samples.
@@ -127,7 +130,7 @@ def reconstruct(
         method: one of `METHODS`.
         prior: for the learnt methods; None takes the newest finished run under ``runs/``.
         acceleration: R at which a fully sampled scan is undersampled, one mask for all slices.
-        samples: posterior draws of ``rsd``; their mean is the image, their spread is ``std``.
+        samples: posterior draws of `DRAWN` methods; their mean is the image, their spread is ``std``.
         seed: of mask, wavelet shifts and draws.
         device: ``auto``, or a torch device; that of the prior if one is given as an object.
         mask: family of the mask, see `rsdmri.physics.masks.FAMILIES`.
@@ -136,12 +139,14 @@ def reconstruct(
         calibration: a separate scan of the same coils and field of view whose centre gives the coil maps.
         map_sets: 2 for objects wider than the field of view: a second set of maps for what lies on one another.
         trust: read files in this process, see `load_scan`.
+        options: settings of the method by name, see `rsdmri.reconstruction.settings`.
         advance: called with the number of slices after each batch.
 
     Raises:
         InputError: one line on the argument or file that cannot be used.
     """
     check_arguments(method, samples)
+    settings = method_settings(method, options)
     _check_sets(map_sets, method, given=maps is not None or calibration is not None)
     prepare_process()
     network = chosen_prior(prior, device) if method in LEARNT else None
@@ -154,7 +159,8 @@ def reconstruct(
     _check_acs(scan, used, acceleration)
 
     sets = None if map_sets == 1 else map_sets
-    work = SliceWork(scan, used, method, network, samples if method == "rsd" else 1, seed, target_device, sets)
+    count = samples if method in DRAWN else 1
+    work = SliceWork(scan, used, method, network, count, seed, target_device, sets, settings)
     work.run(advance)
     return _finished(work, law, (time.monotonic() - started) / len(work.volume))
 
@@ -194,6 +200,8 @@ def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstru
         "sigma_y": work.sigma_y,
         "noise_source": work.noise.source,
         "samples": work.samples,
+        "settings": work.settings.model_dump_json(),
+        "evaluations": work.settings.evaluations * work.samples,
         "seed": work.seed,
         "seconds_per_slice": seconds,
         "source_sha256": digest(scan.kspace),

@@ -14,9 +14,18 @@ from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
 from rsdmri.privacy import personal_kinds
 from rsdmri.progress import progress
+from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
 from rsdmri.workflows.export import Destination, check_free, destinations, export, identity
-from rsdmri.workflows.reconstruct import LEARNT, Reconstruction, check_arguments, chosen_prior, load_scan, reconstruct
+from rsdmri.workflows.reconstruct import (
+    DRAWN,
+    LEARNT,
+    Reconstruction,
+    check_arguments,
+    chosen_prior,
+    load_scan,
+    reconstruct,
+)
 
 
 def reconstruct_files(
@@ -37,6 +46,7 @@ def reconstruct_files(
     dicom_source: str | os.PathLike[str] | None = None,
     force: bool = False,
     trust: bool = False,
+    settings: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Reconstruct files into the folder ``out``: ``STEM.h5`` in fastMRI's submission form and ``STEM.png``.
@@ -51,6 +61,7 @@ def reconstruct_files(
         formats: some of `rsdmri.workflows.export.FORMATS`; None: h5 and png, or what ``out`` says.
         dicom_source: DICOM file of the same examination, for its Study and FrameOfReference UIDs.
         force, reading: whether to replace results that exist; options of `load_scan`.
+        settings: of the method, the ``options`` of `reconstruct`.
         say: takes each line for the user.
 
     Raises:
@@ -58,6 +69,7 @@ def reconstruct_files(
     """
     sources = [Path(path) for path in paths]
     check_arguments(method, samples)
+    method_settings(method, settings)
     targets = _output_files(sources, Path(out), formats, (maps, calibration, dicom_source))
     network = chosen_prior(prior, device) if method in LEARNT else None
     select_device(device)
@@ -67,6 +79,7 @@ def reconstruct_files(
     rows: list[dict[str, Any]] = []
     options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
     options |= {"device": device, "maps": maps, "calibration": calibration, "map_sets": map_sets, "trust": trust}
+    options |= {"options": settings}
     for path, target in zip(sources, targets, strict=True):
         try:
             rows.append(_one_file(path, target, network, options, writing, dict(reading or {}), say))
@@ -91,7 +104,7 @@ def _one_file(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     scan = load_scan(path, options["trust"], **reading)
-    spread = options["method"] == "rsd" and options["samples"] > 1
+    spread = options["method"] in DRAWN and options["samples"] > 1
     wanted = target.paths(options["method"], spread, scan.acquisition)
     check_free(target.folder, list(wanted.values()), writing["force"])
     with progress(f"Reconstructing {scan.name}", total=len(scan.kspace)) as bar:

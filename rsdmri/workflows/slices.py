@@ -16,12 +16,25 @@ from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.priors import Prior
 from rsdmri.reconstruction import classical
-from rsdmri.reconstruction.posterior import ambient_one_step, rsd
+from rsdmri.reconstruction.posterior import ambient_one_step, draw
+from rsdmri.reconstruction.settings import (
+    AdpsSettings,
+    DrawSettings,
+    LatentSettings,
+    MethodSettings,
+    OneStepSettings,
+    SenseSettings,
+    TvSettings,
+    WaveletSettings,
+    method_settings,
+)
 from rsdmri.runtime import torch_generator
 from rsdmri.workflows.conditions import scan_conditions
 
 _COPIES = 8  # of k-space that a method holds at once, roughly
 _BATCH_BYTES, _DEVICE_BATCH_BYTES = 64 << 20, 2 << 30
+_DRAW_BYTES, _DEVICE_DRAW_BYTES = 512 << 20, 8 << 30  # of the draws that go through the network together
+_PIXEL_BYTES, _GRADIENT_PIXEL_BYTES = 2 << 10, 8 << 10  # of a network per pixel, without and with its gradient
 
 
 class SliceWork:
@@ -37,10 +50,12 @@ class SliceWork:
         seed: int,
         device: torch.device,
         sets: int | None = None,
+        settings: MethodSettings | None = None,
     ):
         slices, _, height, width = scan.kspace.shape
         self.scan, self.mask, self.method, self.prior = scan, mask, method, prior
         self.samples, self.seed, self.device, self.sets = samples, seed, device, sets
+        self.settings = settings or method_settings(method)
         self.noise = scan_noise(scan, mask)
         self.images = np.zeros((slices, height, width), np.complex64)
         self.volume = np.zeros((slices, *scan.crop), np.float32)
@@ -104,33 +119,40 @@ class SliceWork:
         operator = sense(maps, self.mask, sets=self.sets is not None)
         kspace = torch.stack([p.kspace for p in items]).to(self.device)
         sigma_y = torch.tensor([p.sigma_y for p in items], device=self.device)
-        if self.method == "rsd":
-            images, spread = self._draws(list(prepared), operator.maps, kspace, sigma_y)
+        if isinstance(self.settings, DrawSettings):
+            draws = self._draws(list(prepared), operator, kspace, sigma_y)
         else:
-            images, spread = self._solve(operator, kspace, sigma_y), None
+            draws = self._solve(operator, kspace, sigma_y)[:, None]
         for position, (index, item) in enumerate(prepared.items()):
-            image = images[position].cpu()
-            magnitude = image.abs() * item.intensity
-            if self.sets is not None:  # of all sets together; the complex image is that of the first
-                image, magnitude = image[0], rss(magnitude)
-            self.images[index] = image.numpy()
             self.scale[index], self.sigma_y[index] = item.scale, item.sigma_y
-            self.volume[index] = cropped(magnitude, self.scan.crop)
-            if self.std is not None and spread is not None:
-                self.std[index] = cropped(spread[position].cpu() * item.intensity, self.scan.crop)
+            self._keep(index, item.intensity, draws[position].cpu())
+
+    def _keep(self, index: int, intensity: Tensor, draws: Tensor) -> None:
+        """Hand on what is wanted of the draws (draw, y, x) of one slice; with sets of maps (1, set, y, x)."""
+        image, spread = summarise(draws)
+        magnitude = image.abs() * intensity
+        if self.sets is not None:  # of all sets together; the complex image is that of the first
+            image, magnitude = image[0], rss(magnitude)
+        self.images[index] = image.numpy()
+        self.volume[index] = cropped(magnitude, self.scan.crop)
+        if self.std is not None and spread is not None:
+            self.std[index] = cropped(spread * intensity, self.scan.crop)
 
     def _solve(self, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
-        match self.method:
-            case "zero-filled":
-                return classical.zero_filled(operator, kspace)
-            case "sense":
-                return classical.sense_cg(operator, kspace, strength=classical.sense_strength(sigma_y))
-            case "l1-wavelet":  # one stream per scan, so that the size of a batch changes nothing
-                return self._l1_wavelet(operator, kspace, sigma_y)
-            case "tv":
-                return classical.tv(operator, kspace, strength=classical.tv_strength(sigma_y))
+        match self.settings:
+            case SenseSettings() as s:
+                strength = classical.sense_strength(sigma_y, s.factor)
+                return classical.sense_cg(operator, kspace, strength=strength, iterations=s.iterations)
+            case WaveletSettings() as s:
+                return self._l1_wavelet(operator, kspace, sigma_y, s)
+            case TvSettings() as s:
+                strength = classical.tv_strength(sigma_y, s.factor, s.floor)
+                return classical.tv(operator, kspace, strength=strength, iterations=s.iterations)
+            case OneStepSettings() as s:
+                conditions = self._conditions(len(kspace))
+                return ambient_one_step(_given(self.prior), operator, kspace, sigma_y, conditions, s)
             case _:
-                return ambient_one_step(_given(self.prior), operator, kspace, sigma_y, self._conditions(len(kspace)))
+                return classical.zero_filled(operator, kspace)
 
     def _conditions(self, count: int) -> Tensor | None:
         """What the scan says, where the prior asks for it."""
@@ -138,36 +160,62 @@ class SliceWork:
             return None
         return scan_conditions(self.scan.header, self.scan.acquisition).to(self.device).expand(count, -1)
 
-    def _l1_wavelet(self, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
-        shifts = torch_generator("l1-wavelet", self.seed, self.scan.name)
-        return classical.l1_wavelet(operator, kspace, strength=classical.l1_strength(sigma_y), generator=shifts)
+    def _l1_wavelet(self, operator: Sense, kspace: Tensor, sigma_y: Tensor, settings: WaveletSettings) -> Tensor:
+        shifts = torch_generator("l1-wavelet", self.seed, self.scan.name)  # so that the size of a batch changes nothing
+        strength = classical.l1_strength(sigma_y, settings.factor, settings.floor)
+        return classical.l1_wavelet(
+            operator, kspace, strength=strength, iterations=settings.iterations, generator=shifts
+        )
 
-    def _draws(self, indices: list[int], maps: Tensor, kspace: Tensor, sigma_y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean of the complex draws and standard deviation of their magnitudes; a draw depends on slice and number."""
-        means, spreads = [], []
-        starts = self._l1_wavelet(sense(maps, self.mask), kspace, sigma_y)
-        for position, index in enumerate(indices):
-            one = slice(position, position + 1)
-            operator = sense(maps[one], self.mask)
-            drawn = []
-            for number in range(self.samples):
-                stream = torch_generator("rsd", self.seed, self.scan.name, index, number, device=self.device)
-                drawn.append(
-                    rsd(
-                        _given(self.prior),
-                        operator,
-                        kspace[one],
-                        sigma_y[one],
-                        generator=stream,
-                        start=starts[one],
-                        conditions=self._conditions(1),
-                    )[0]
-                )
-            stack = torch.stack(drawn)
-            means.append(stack.mean(0))
-            spreads.append(stack.abs().std(0) if self.samples > 1 else None)
-        kept = [spread for spread in spreads if spread is not None]
-        return torch.stack(means), torch.stack(kept) if kept else None
+    def _start(self, start: str, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor | None:
+        """Image that the draws of each slice start from; None for noise."""
+        if start == "noise":
+            return None
+        if start == "sense":
+            return classical.sense_cg(operator, kspace, strength=classical.sense_strength(sigma_y))
+        return self._l1_wavelet(operator, kspace, sigma_y, WaveletSettings())
+
+    def _draws(self, indices: list[int], operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
+        """Draws ``(slice, draw, y, x)``; each depends on seed, scan, slice and number alone, whatever else is drawn."""
+        settings = self.settings
+        if not isinstance(settings, DrawSettings):
+            raise ValueError(f"settings: {type(settings).__name__} are of no method that draws")
+        start = self._start(settings.start, operator, kspace, sigma_y)
+        pairs = [(position, number) for position in range(len(indices)) for number in range(self.samples)]
+        drawn = []
+        for chunk in chunks(pairs, self._at_once(settings, kspace)):
+            rows = torch.tensor([position for position, _ in chunk], device=self.device)
+            key = self.method, self.seed, self.scan.name
+            streams = [torch_generator(*key, indices[at], number, device=self.device) for at, number in chunk]
+            drawn.append(
+                draw(
+                    _given(self.prior),
+                    sense(operator.maps[rows], self.mask),
+                    kspace[rows],
+                    sigma_y[rows],
+                    settings=settings,
+                    generators=streams,
+                    start=None if start is None else start[rows],
+                    conditions=self._conditions(len(chunk)),
+                ).cpu()
+            )
+        return torch.cat(drawn).unflatten(0, (len(indices), self.samples))
+
+    def _at_once(self, settings: DrawSettings, kspace: Tensor) -> int:
+        """Draws that go through the network together."""
+        limit = _DRAW_BYTES if self.device.type == "cpu" else _DEVICE_DRAW_BYTES
+        pixel = _GRADIENT_PIXEL_BYTES if isinstance(settings, (AdpsSettings, LatentSettings)) else _PIXEL_BYTES
+        return max(1, limit // (kspace[0].nbytes * _COPIES + pixel * kspace[0, 0].numel()))
+
+
+def summarise(draws: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mean (y, x) of complex ``draws`` (draw, y, x) and standard deviation of their magnitudes, None for one draw."""
+    return draws.mean(0), draws.abs().std(0) if len(draws) > 1 else None
+
+
+def chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    """``items`` in runs of at most ``size``."""
+    yield from (items[first : first + size] for first in range(0, len(items), size))
 
 
 def scan_noise(scan: Scan, mask: Tensor) -> NoiseEstimate:

@@ -1,79 +1,226 @@
-"""Reconstruction with a prior: data consistency against a dense solve; draws repeat, differ, and stand alone."""
+"""Reconstruction with a prior: data consistency against a dense solve; what every method that draws must keep."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
-from rsdmri.physics.sense import sense
-from rsdmri.priors import load_prior
-from rsdmri.reconstruction.posterior import ambient_one_step, data_consistency, rsd
+from rsdmri.physics.sense import Sense, sense
+from rsdmri.priors import Prior, load_prior
+from rsdmri.reconstruction.consistency import data_consistency
+from rsdmri.reconstruction.posterior import ambient_one_step, draw
+from rsdmri.reconstruction.settings import (
+    AdpsSettings,
+    DiffpirSettings,
+    DrawSettings,
+    LatentSettings,
+    MethodSettings,
+    ProximalSettings,
+    method_settings,
+    parse_options,
+)
 from rsdmri.runtime import torch_generator
 
+EVERY: dict[str, DrawSettings] = {
+    "adps, Euler": AdpsSettings(steps=4, guidance="variance"),
+    "adps, Heun": AdpsSettings(steps=3, sampler="heun", lines="all", scale=0.1),
+    "diffpir": DiffpirSettings(steps=3),
+    "diffpir, generator": DiffpirSettings(steps=2, network="generator", lines="acquired", start="noise"),
+    "proximal": ProximalSettings(),
+    "latent": LatentSettings(iterations=4),
+}
+every_method = pytest.mark.parametrize("settings", EVERY.values(), ids=EVERY)
 
-def problem(batch: int, coils: int, height: int, width: int, dtype: torch.dtype = torch.complex64):
+
+@dataclass
+class Problem:
+    operator: Sense
+    kspace: Tensor
+    sigma_y: Tensor
+    image: Tensor
+
+    def item(self, index: int) -> "Problem":
+        one = slice(index, index + 1)
+        operator = sense(self.operator.maps[one], self.operator.mask[one])
+        return Problem(operator, self.kspace[one], self.sigma_y[one], self.image[one])
+
+
+def problem(
+    batch: int, coils: int, height: int, width: int, dtype: torch.dtype = torch.complex64, points: bool = False
+) -> Problem:
     generator = torch_generator("posterior", batch, coils, height, width)
     maps = unit_noise(torch.empty(batch, coils, height, width, dtype=dtype), generator)
     maps = maps / maps.abs().square().sum(1, keepdim=True).sqrt()
-    mask = torch.rand(batch, 1, width, generator=generator) < 0.5
+    mask = torch.rand(batch, height if points else 1, width, generator=generator) < 0.5
     mask[..., width // 2 - 2 : width // 2 + 2] = True
     operator = sense(maps, mask)
     image = unit_noise(torch.empty(batch, height, width, dtype=dtype), generator)
-    return operator, operator.forward(image), image
+    sigma_y = torch.linspace(0.02, 0.1, batch, dtype=image.real.dtype)
+    return Problem(operator, operator.forward(image), sigma_y, image)
+
+
+def drawn(prior: Prior, settings: DrawSettings, data: Problem, *keys: int) -> Tensor:
+    generators = [torch_generator("draw", key) for key in keys]
+    return draw(
+        prior,
+        data.operator,
+        data.kspace,
+        data.sigma_y,
+        settings=settings,
+        generators=generators,
+        start=data.operator.adjoint(data.kspace),
+    )
+
+
+@pytest.fixture(scope="module")
+def prior(finished_run: Path) -> Prior:
+    """A briefly trained one, with noise of k-space, which all of this has to cope with."""
+    prior = load_prior(finished_run, "cpu")
+    object.__setattr__(prior.bank, "coil_noise", True)
+    return prior
 
 
 def test_data_consistency_is_the_dense_minimiser() -> None:
-    operator, kspace, _ = problem(1, 3, 5, 6, torch.complex128)
+    data = problem(1, 3, 5, 6, torch.complex128)
     estimate = unit_noise(torch.empty(1, 5, 6, dtype=torch.complex128), torch_generator("estimate"))
     sigma, rho = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
-    found = data_consistency(operator, kspace, estimate, sigma, rho, iterations=60)
+    found = data_consistency(data.operator, data.kspace, estimate, sigma, rho, iterations=60)
 
     weight = 0.3**2 / 0.5**2
     basis = torch.eye(30, dtype=torch.complex128).reshape(30, 1, 5, 6)
-    dense = torch.stack([operator.forward(e).flatten() for e in basis], dim=1)
+    dense = torch.stack([data.operator.forward(e).flatten() for e in basis], dim=1)
     left = dense.mH @ dense + weight * torch.eye(30, dtype=torch.complex128)
-    right = dense.mH @ kspace.flatten() + weight * estimate.flatten()
+    right = dense.mH @ data.kspace.flatten() + weight * estimate.flatten()
     torch.testing.assert_close(found.flatten(), torch.linalg.solve(left, right), rtol=1e-9, atol=1e-9)
 
 
-def test_draws_repeat_with_their_stream_and_differ_between_streams(finished_run: Path) -> None:
-    prior = load_prior(finished_run, "cpu")
-    operator, kspace, _ = problem(1, 4, 33, 37)
-    sigma = torch.tensor([0.05])
-    one, again, other = (
-        rsd(prior, operator, kspace, sigma, generator=torch_generator("draw", number)) for number in (0, 0, 1)
-    )
+@every_method
+def test_draws_follow_their_stream_at_any_size(prior: Prior, settings: DrawSettings) -> None:
+    data = problem(1, 4, 33, 37)
+    one, again, other = (drawn(prior, settings, data, key) for key in (0, 0, 1))
     assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    assert float((one - other).abs().max()) > 1e-4
     assert one.shape == (1, 33, 37)
+    assert one.dtype == torch.complex64
     assert bool(torch.isfinite(one.abs()).all())
 
 
-def test_an_item_is_the_same_alone_and_in_a_batch(finished_run: Path) -> None:
+@every_method
+def test_an_item_is_the_same_alone_and_in_a_batch(prior: Prior, settings: DrawSettings) -> None:
+    data = problem(3, 4, 32, 32)
+    data.kspace[2] *= 100  # whose residual a norm over the batch would be made of
+    together = drawn(prior, settings, data, 0, 1, 2)
+    torch.testing.assert_close(together[1:2], drawn(prior, settings, data.item(1), 1), rtol=1e-3, atol=1e-4)
+
+
+@every_method
+@pytest.mark.parametrize(("coils", "points"), [(1, False), (3, True)], ids=["one coil", "points"])
+def test_one_coil_and_masks_of_points(prior: Prior, settings: DrawSettings, coils: int, points: bool) -> None:
+    image = drawn(prior, settings, problem(2, coils, 16, 24, points=points), 0, 1)
+    assert image.shape == (2, 16, 24)
+    assert bool(torch.isfinite(image.abs()).all())
+
+
+@every_method
+def test_only_acquired_samples_are_read_and_nan_among_them_is_refused(prior: Prior, settings: DrawSettings) -> None:
+    data = problem(1, 4, 32, 32)
+    expected = drawn(prior, settings, data, 0)
+    skipped = (~data.operator.mask)[:, None].expand_as(data.kspace)
+    data.kspace[skipped] = torch.nan
+    assert torch.equal(drawn(prior, settings, data, 0), expected)
+    data.kspace[..., 16] = torch.nan
+    with pytest.raises(InputError, match="NaN or infinite values among the acquired samples"):
+        drawn(prior, settings, data, 0)
+
+
+class Counting(nn.Module):
+    """A denoiser that counts how often it is asked."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.calls = inner, 0
+        self.sigma_data = torch.tensor(0.3)
+
+    def forward(self, *arguments: object, **named: object) -> Tensor:
+        self.calls += 1
+        return self.inner(*arguments, **named)
+
+
+@every_method
+def test_evaluations_are_counted(finished_run: Path, settings: DrawSettings) -> None:
     prior = load_prior(finished_run, "cpu")
-    operator, kspace, _ = problem(3, 4, 32, 32)
-    sigma = torch.tensor([0.02, 0.05, 0.1])
-    together = ambient_one_step(prior, operator, kspace, sigma)
-    alone = ambient_one_step(prior, sense(operator.maps[1:2], operator.mask[1:2]), kspace[1:2], sigma[1:2])
+    prior.denoiser = teacher = Counting(prior.denoiser)
+    prior.generator.denoiser = student = Counting(prior.generator.denoiser)
+    drawn(prior, settings, problem(2, 4, 32, 32), 0, 1)
+    assert teacher.calls + student.calls == settings.evaluations
+    uses_student = isinstance(settings, LatentSettings) or getattr(settings, "network", "teacher") == "generator"
+    assert (student.calls > 0) == uses_student
+
+
+def test_results_agree_with_the_data_within_the_noise(prior: Prior) -> None:
+    data = problem(2, 4, 32, 32)
+    data.sigma_y[:] = 0.01
+    chosen = [EVERY[name] for name in ("diffpir", "proximal", "latent")]
+    images = [drawn(prior, settings, data, 0, 1) for settings in chosen]
+    images.append(ambient_one_step(prior, data.operator, data.kspace, data.sigma_y))
+    for image in images:
+        assert float((data.operator.forward(image) - data.kspace).norm() / data.kspace.norm()) < 0.1
+
+
+def test_one_step_items_stand_alone(prior: Prior) -> None:
+    data = problem(3, 4, 32, 32)
+    one = data.item(1)
+    together = ambient_one_step(prior, data.operator, data.kspace, data.sigma_y)
+    alone = ambient_one_step(prior, one.operator, one.kspace, one.sigma_y)
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_results_agree_with_the_data_within_the_noise(finished_run: Path) -> None:
-    prior = load_prior(finished_run, "cpu")
-    operator, kspace, _ = problem(2, 4, 32, 32)
-    sigma = torch.full((2,), 0.01)
-    for image in (
-        rsd(prior, operator, kspace, sigma, generator=torch_generator("draw")),
-        ambient_one_step(prior, operator, kspace, sigma),
-    ):
-        residual = (operator.forward(image) - kspace).norm() / kspace.norm()
-        assert float(residual) < 0.1
-
-
-def test_shapes_that_do_not_fit_are_refused(finished_run: Path) -> None:
-    prior = load_prior(finished_run, "cpu")
-    operator, kspace, _ = problem(1, 4, 32, 32)
+def test_shapes_that_do_not_fit_are_refused(prior: Prior) -> None:
+    data = problem(1, 4, 32, 32)
     with pytest.raises(InputError, match="must agree"):
-        ambient_one_step(prior, operator, kspace[:, :3], torch.tensor([0.1]))
+        ambient_one_step(prior, data.operator, data.kspace[:, :3], data.sigma_y)
+    with pytest.raises(InputError, match="one noise level of at least 0 for each of 1 images"):
+        ambient_one_step(prior, data.operator, data.kspace, -data.sigma_y)
+    with pytest.raises(InputError, match=r"sigma_min 2: must be at most sigma_max 1"):
+        drawn(prior, DiffpirSettings(sigma_min=2, sigma_max=1), data, 0)
+    with pytest.raises(ValueError, match="got DrawSettings"):
+        drawn(prior, DrawSettings(), data, 0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "values"),
+    [
+        (["variant=latent", "rate=0.2", "start=sense"], LatentSettings, {"rate": 0.2, "start": "sense"}),
+        (["levels=[0.2, 0.1]", "trust = 1"], ProximalSettings, {"levels": (0.2, 0.1), "trust": 1.0}),
+        ([], ProximalSettings, {"levels": (0.1, 0.05)}),
+    ],
+)
+def test_settings_from_words(texts: list[str], kind: type[MethodSettings], values: dict[str, object]) -> None:
+    settings = method_settings("rsd", parse_options(texts))
+    assert type(settings) is kind
+    assert {name: getattr(settings, name) for name in values} == values
+    with pytest.raises(InputError, match="--set-method trust: expected key=value"):
+        parse_options(["trust"])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("rsd", {"level": [0.1]}, "unknown key 'level'; did you mean 'levels'"),
+        ("rsd", {"levels": []}, "levels: .* at least 1 item"),
+        ("rsd", {"levels": [0.1, -1]}, "levels.1: .* greater than 0, got -1"),
+        ("rsd", {"variant": "latent", "jitter": 1}, "latent: unknown key 'jitter'"),
+        ("adps", {"start": "sense"}, "start: .*noise"),
+        ("diffpir", {"renewal": 1.5}, "renewal: .* less than or equal to 1"),
+        ("tv", {"factor": float("nan")}, "factor: .*finite"),
+        ("zero-filled", {"x": 1}, "unknown key 'x'"),
+        ("magic", {}, "--method magic: expected one of rsd, adps"),
+    ],
+)
+def test_settings_that_cannot_be(method: str, options: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        method_settings(method, options)

@@ -21,6 +21,8 @@ from rsdmri.priors import Acquisitions, Prior, build_denoiser, load_prior, save_
 from rsdmri.workflows import reconstruct_files as workflow
 from rsdmri.workflows import slices
 from rsdmri.workflows.reconstruct import (
+    DRAWN,
+    LEARNT,
     METHODS,
     Reconstruction,
     load_scan,
@@ -29,7 +31,7 @@ from rsdmri.workflows.reconstruct import (
 )
 from rsdmri.workflows.reconstruct_files import reconstruct_files
 
-CLASSICAL = METHODS[2:]
+FEW = {"adps": {"steps": 6, "guidance": "variance"}, "diffpir": {"steps": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +86,13 @@ def same(first: Reconstruction, second: Reconstruction) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_form_of_a_result(method, scan, prior):
-    result = reconstruct(scan, method=method, prior=prior, acceleration=4, samples=3, seed=5)
+    options = FEW.get(method)
+    result = reconstruct(scan, method=method, prior=prior, acceleration=4, samples=3, seed=5, options=options)
     assert result.volume.shape == scan.target.shape
     assert result.volume.dtype == np.float32
     assert result.complex_images.shape == (2, 32, 32)
     assert result.complex_images.dtype == np.complex64
-    assert (result.std is not None) == (method == "rsd")
+    assert (result.std is not None) == (method in DRAWN)
     if result.std is not None:
         assert result.std.shape == result.volume.shape
         assert 0 < float(result.std.max()) < float(result.volume.max())
@@ -104,8 +107,8 @@ def test_form_of_a_result(method, scan, prior):
     assert (attrs["method"], attrs["seed"], attrs["acceleration_nominal"]) == (method, 5, 4.0)
     assert attrs["acceleration"] == pytest.approx(32 / result.mask.sum())
     assert np.array_equal(attrs["mask"].astype(bool), result.mask[0])
-    assert ("prior_sha256" in attrs) == (method in METHODS[:2])
-    if method in METHODS[:2]:
+    assert ("prior_sha256" in attrs) == (method in LEARNT)
+    if method in LEARNT:
         assert attrs["prior_sha256"] == prior.digest
 
 
@@ -118,10 +121,11 @@ def test_the_mask_is_the_one_of_the_law_and_the_same_for_all_slices(scan):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_prospective_scan_gives_what_the_retrospective_one_gave(method, files, prior, tmp_path):
-    retrospective = reconstruct(files[0], method=method, prior=prior, acceleration=4, samples=2)
+    options = {"method": method, "prior": prior, "samples": 2, "options": FEW.get(method)}
+    retrospective = reconstruct(files[0], acceleration=4, **options)
     file = undersampled(files[0], tmp_path / files[0].name, retrospective.mask)
     assert load_scan(file).prospective
-    prospective = reconstruct(file, method=method, prior=prior, samples=2)
+    prospective = reconstruct(file, **options)
     assert same(prospective, retrospective)
     assert prospective.scores is None
     assert "undersampled when it was acquired" in prospective.scored
@@ -160,7 +164,7 @@ def test_a_thousand_times_the_signal_gives_a_thousand_times_the_image(method, fi
         file["reconstruction_rss"][...] *= 1000
 
     loud = rewritten(files[0], tmp_path / files[0].name, change)
-    options = {"method": method, "prior": prior, "acceleration": 4, "samples": 2}
+    options = {"method": method, "prior": prior, "acceleration": 4, "samples": 2, "options": FEW.get(method)}
     before, after = reconstruct(files[0], **options), reconstruct(loud, **options)
     top = float(before.volume.max())
     np.testing.assert_allclose(after.volume / 1000, before.volume, atol=2e-3 * top)
@@ -168,11 +172,12 @@ def test_a_thousand_times_the_signal_gives_a_thousand_times_the_image(method, fi
     assert after.scores["nmse"] == pytest.approx(before.scores["nmse"], rel=0.02)
 
 
-@pytest.mark.parametrize("method", ["sense", "l1-wavelet", "rsd"])
+@pytest.mark.parametrize("method", ["sense", "l1-wavelet", *DRAWN])
 def test_the_size_of_a_batch_changes_nothing(method, scan, prior, monkeypatch):
-    options = {"method": method, "prior": prior, "acceleration": 4, "samples": 2}
+    options = {"method": method, "prior": prior, "acceleration": 4, "samples": 2, "options": FEW.get(method)}
     together = reconstruct(scan, **options)
     monkeypatch.setattr(slices, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(slices, "_DRAW_BYTES", 1)
     batches = []
     alone = reconstruct(scan, **options, advance=batches.append)
     assert batches == [1, 1]
@@ -186,6 +191,42 @@ def test_draws_follow_the_seed(scan, prior):
     assert same(one, again)
     assert not same(one, other)
     assert reconstruct(scan, method="rsd", prior=prior, samples=1).std is None
+
+
+@pytest.mark.parametrize("method", DRAWN)
+def test_a_draw_is_the_same_whatever_else_is_drawn(method, scan, prior, monkeypatch):
+    stacks = []
+
+    def kept(draws):
+        stacks.append(draws)
+        return draws.mean(0), None
+
+    monkeypatch.setattr(slices, "summarise", kept)
+    options = {"method": method, "prior": prior, "acceleration": 4, "options": FEW.get(method)}
+    for samples in (1, 3):
+        reconstruct(scan, samples=samples, **options)
+    assert [tuple(stack.shape) for stack in stacks] == [(1, 32, 32)] * 2 + [(3, 32, 32)] * 2
+    assert all(stack.dtype == torch.complex64 for stack in stacks)
+    for few, many in zip(stacks[:2], stacks[2:], strict=True):
+        torch.testing.assert_close(many[:1], few, rtol=1e-4, atol=1e-4)
+        assert float((many[1] - many[0]).abs().max()) > 1e-3
+
+
+def test_settings_of_a_method_reach_it_and_are_written_down(scan, prior):
+    few, many = (
+        reconstruct(scan, method="rsd", prior=prior, acceleration=4, samples=2, options={"levels": levels})
+        for levels in ([0.1], [0.2, 0.1, 0.05])
+    )
+    assert not same(few, many)
+    assert (few.attrs["evaluations"], many.attrs["evaluations"]) == (2, 6)
+    assert '"levels":[0.2,0.1,0.05]' in many.attrs["settings"]
+    strong = reconstruct(scan, method="sense", acceleration=4, options={"factor": 1000})
+    assert strong.volume.mean() < reconstruct(scan, method="sense", acceleration=4).volume.mean()
+
+
+def test_a_teacher_alone_has_no_latent(scan, prior):
+    with pytest.raises(InputError, match="no one-step generator for variant latent"):
+        reconstruct(scan, prior=prior, acceleration=4, options={"variant": "latent"})
 
 
 def test_a_fully_sampled_scan_as_it_is(scan):
@@ -253,6 +294,10 @@ def test_a_scan_unlike_the_training_set_is_reconstructed_with_a_warning(prior, t
         ({"acceleration": 4, "mask": "spiral"}, "mask family 'spiral'"),
         ({"method": "magic"}, "--method magic: expected one of rsd"),
         ({"samples": 0}, "--samples 0"),
+        ({"options": {"factr": 3}}, "unknown key 'factr'; did you mean 'factor'?"),
+        ({"options": {"iterations": 0}}, "iterations: input should be greater than or equal to 1, got 0"),
+        ({"method": "rsd", "options": {"variant": "magic"}}, "expected one of proximal, latent"),
+        ({"method": "adps", "options": {"trust": 1}}, "--set-method of adps: unknown key 'trust'"),
         ({"device": "abacus"}, "--device abacus"),
         ({"method": "rsd", "prior": "nowhere"}, "nowhere: no such prior"),
     ],
@@ -298,7 +343,7 @@ def test_files_hold_what_was_promised(method, files, prior, tmp_path):
     for row, source in zip(rows, files, strict=True):
         expected = reconstruct(source, method=method, prior=prior, acceleration=4, samples=2)
         with h5py.File(row["path"], "r") as file:
-            assert set(file) == {"reconstruction"} | ({"std"} if method == "rsd" else set())
+            assert set(file) == {"reconstruction"} | ({"std"} if method in DRAWN else set())
             assert file["reconstruction"].dtype == np.float32
             assert np.array_equal(file["reconstruction"][...], expected.volume)
             attrs = dict(file.attrs)

@@ -1,0 +1,252 @@
+"""Tune every reconstruction method with one budget on some subjects, then score it on others.
+
+    python benchmarks/tune_reconstruction.py RESULTS.jsonl --prior runs/NAME --settings 12
+
+Each method gets the same number of settings, its defaults and others drawn from SPACES by ``--seed``; the one of least
+NRMSE on the validation subjects is scored on the test subjects. Subjects are simulated heads, of another population
+than a training set of the same seed, scored against their noise-free images. Every result is a line of JSON: settings,
+NRMSE, PSNR and SSIM (means over scans), seconds and network evaluations per image. Lines that are there are not made
+again: the same command goes on where it stopped.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Options = dict[str, Any]
+Space = dict[str, list[Any]]
+
+FLOORS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+LINES = ["all", "acquired"]
+NETWORKS = ["teacher", "generator"]
+# The first is the method's name; several spaces of one method are joined.
+SPACES: dict[str, tuple[str, list[Space]]] = {
+    "sense": ("sense", [{"factor": [1, 3, 10, 30, 100, 300, 1000]}]),
+    "l1-wavelet": ("l1-wavelet", [{"factor": [0.05, 0.1, 0.2, 0.4, 0.8, 1.6], "floor": FLOORS}]),
+    "tv": ("tv", [{"factor": [0.1, 0.2, 0.3, 0.5, 0.8, 1.6], "floor": FLOORS}]),
+    "ambient-one-step": ("ambient-one-step", [{"level": [0.02, 0.05, 0.1, 0.2, 0.4], "trust": [0.03, 0.1, 0.3]}]),
+    "adps": (
+        "adps",
+        [
+            {"guidance": ["norm"], "scale": [0.01, 0.03, 0.1, 0.3, 1.0], "lines": LINES},
+            {"guidance": ["variance"], "scale": [0.3, 1.0, 3.0], "lines": LINES, "sigma_max": [3.0, 80.0]},
+        ],
+    ),
+    "diffpir": (
+        "diffpir",
+        [
+            {
+                "sigma_max": [0.2, 0.5, 1.0, 3.0],
+                "sigma_min": [0.02, 0.05, 0.1],
+                "weight": [0.3, 1.0, 3.0],
+                "renewal": [0.1, 0.3, 1.0],
+                "start": ["noise", "l1-wavelet"],
+                "lines": LINES,
+            }
+        ],
+    ),
+    "rsd-latent": (
+        "rsd",
+        [
+            {
+                "variant": ["latent"],
+                "rate": [0.05, 0.1, 0.2],
+                "error": [0.02, 0.05, 0.1, 0.2],
+                "spread": [0.0, 0.5, 1.0],
+                "trust": [0.02, 0.05, 0.1, 0.3],
+                "start": ["noise", "sense", "l1-wavelet"],
+            }
+        ],
+    ),
+    "rsd-proximal": (
+        "rsd",
+        [
+            {
+                "variant": ["proximal"],
+                "levels": [[0.1], [0.2], [0.1, 0.05], [0.2, 0.1], [0.2, 0.1, 0.05], [0.4, 0.2, 0.1, 0.05]],
+                "trust": [0.02, 0.05, 0.1, 0.2],
+                "jitter": [0.0, 0.5, 1.0],
+                "network": NETWORKS,
+                "start": ["sense", "l1-wavelet"],
+            }
+        ],
+    ),
+}
+
+
+def main() -> None:
+    arguments = _arguments()
+    from rsdmri.priors import load_prior
+    from rsdmri.progress import progress
+    from rsdmri.runtime import prepare_process
+
+    prepare_process(arguments.threads)
+    prior = load_prior(arguments.prior, arguments.device)
+    names = [name for name in SPACES if name in arguments.only] if arguments.only else list(SPACES)
+    if prior.generator is None and "rsd-latent" in names:
+        names.remove("rsd-latent")
+        print("rsd-latent is left out: this prior has no one-step generator")
+    book = Book(arguments.results, problem(arguments, prior.digest))
+    plans = {name: candidates(name, arguments, generator=prior.generator is not None) for name in names}
+    sets = {stage: list(subjects(arguments, stage)) for stage in ("validation", "test")}
+    with progress("Tuning", total=sum(len(plan) + 1 for plan in plans.values())) as bar:
+        for name, plan in plans.items():
+            rows = []
+            for options in plan:
+                rows.append(book.row("validation", name, options, sets["validation"], arguments, prior))
+                bar.advance(method=name, nrmse=rows[-1]["nrmse"])
+            best = min(rows, key=lambda row: row["nrmse"])
+            book.row("test", name, best["options"], sets["test"], arguments, prior)
+            bar.advance()
+    book.show(names)
+
+
+def problem(arguments: argparse.Namespace, digest: str) -> dict[str, Any]:
+    """What a row must agree in to count."""
+    names = ("subjects", "slices", "size", "coils", "noise", "contrast", "population", "acceleration", "samples")
+    return {name: getattr(arguments, name) for name in names} | {"prior": digest[:12]}
+
+
+def candidates(name: str, arguments: argparse.Namespace, *, generator: bool) -> list[Options]:
+    """The defaults of a method, then others of its spaces in a random order, ``arguments.settings`` in all."""
+    from rsdmri.runtime import numpy_generator
+
+    method, spaces = SPACES[name]
+    fixed: Options = {"steps": arguments.adps_steps} if method == "adps" else {}
+    every = [fixed | options for space in spaces for options in _grid(space)]
+    if not generator:
+        every = [options for options in every if options.get("network") != "generator"]
+    order = numpy_generator("tune", arguments.seed, name).permutation(len(every))
+    variant = {"variant": name.partition("-")[2]} if method == "rsd" else {}
+    return [fixed | variant, *(every[index] for index in order)][: arguments.settings]
+
+
+def _grid(space: Space) -> Iterator[Options]:
+    for values in itertools.product(*space.values()):
+        yield dict(zip(space, values, strict=True))
+
+
+def subjects(arguments: argparse.Namespace, stage: str) -> Iterator[Any]:
+    """Fully sampled scans of one stage with their noise-free images as targets."""
+    import numpy as np
+
+    from rsdmri.data.scan import Scan
+    from rsdmri.data.simulate import simulate_scan
+
+    first = 0 if stage == "validation" else arguments.subjects
+    for subject in range(first, first + arguments.subjects):
+        settings = {name: getattr(arguments, name) for name in ("slices", "size", "coils", "noise", "contrast")}
+        made = simulate_scan(subject, seed=arguments.population, **settings)
+        yield Scan(
+            name=f"head{subject:05d}",
+            kspace=made.kspace.astype(np.complex64),
+            mask=np.ones((1, arguments.size), bool),
+            absent=np.zeros(arguments.size, bool),
+            crop=(arguments.size, arguments.size),
+            prospective=False,
+            acquisition=made.contrast,
+            target=np.abs(made.image),
+            target_source="the noise-free image",
+        )
+
+
+class Book:
+    """Results in a file of JSON lines, of one problem."""
+
+    def __init__(self, path: Path, of: dict[str, Any]) -> None:
+        self.path, self.problem, self.rows = path, of, {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for row in map(json.loads, lines):
+            if row["problem"] == of:
+                self.rows[_key(row["stage"], row["name"], row["options"])] = row
+
+    def row(
+        self, stage: str, name: str, options: Options, scans: list, arguments: argparse.Namespace, prior: Any
+    ) -> dict:
+        """The result of one setting, from the file or made and added to it."""
+        key = _key(stage, name, options)
+        if key not in self.rows:
+            found = score(SPACES[name][0], options, scans, arguments, prior)
+            row = {"stage": stage, "name": name, "options": options, **found, "problem": self.problem}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            self.rows[key] = row
+        return self.rows[key]
+
+    def show(self, names: list[str]) -> None:
+        """Print the best setting of each method with its scores on the test subjects."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title="Test subjects, settings chosen on others")
+        for column in ("method", "NRMSE", "PSNR", "SSIM", "s/image", "evaluations", "default's NRMSE*", "settings"):
+            table.add_column(column, justify="left" if column in ("method", "settings") else "right")
+        for name in names:
+            tried = [row for (stage, who, _), row in self.rows.items() if stage == "validation" and who == name]
+            best = min(tried, key=lambda row: row["nrmse"])
+            row = self.rows[_key("test", name, best["options"])]
+            figures = (f"{row['nrmse']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['seconds']:.3f}")
+            chosen = " ".join(f"{k}={v}" for k, v in row["options"].items() if k != "variant") or "defaults"
+            table.add_row(name, *figures, str(row["evaluations"]), f"{tried[0]['nrmse']:.4f}", chosen)
+        Console(width=140).print(table)
+        print("* on the validation subjects, as the settings were chosen")
+
+
+def score(
+    method: str, options: Options, scans: list, arguments: argparse.Namespace, prior: Any
+) -> dict[str, float | int]:
+    """Mean scores over ``scans``, seconds and evaluations per image."""
+    from rsdmri.workflows.reconstruct import reconstruct
+
+    started, scores, evaluations = time.perf_counter(), [], 0
+    for scan in scans:
+        result = reconstruct(
+            scan,
+            method=method,
+            prior=prior,
+            acceleration=arguments.acceleration,
+            samples=arguments.samples,
+            seed=arguments.seed,
+            device=arguments.device,
+            options=options,
+        )
+        evaluations = result.attrs["evaluations"]
+        scores.append(result.scores)
+    images = sum(len(scan.kspace) for scan in scans)
+    means = {name: sum(s[name] for s in scores) / len(scores) for name in ("nrmse", "psnr", "ssim")}
+    seconds = (time.perf_counter() - started) / images
+    return {**means, "seconds": seconds, "evaluations": evaluations, "images": images}
+
+
+def _key(stage: str, name: str, options: Options) -> tuple[str, str, str]:
+    return stage, name, json.dumps(options, sort_keys=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="file of JSON lines, made or gone on with")
+    parser.add_argument("--prior", type=Path, required=True, help="run or prior folder")
+    parser.add_argument("--settings", type=int, default=12, help="settings tried of each method")
+    parser.add_argument("--only", nargs="+", choices=list(SPACES), help="some of the methods")
+    parser.add_argument("--subjects", type=int, default=8, help="of validation, and as many others of the test")
+    parser.add_argument("--slices", type=int, default=4, help="of each subject")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--coils", type=int, default=4)
+    parser.add_argument("--noise", type=float, default=0.01)
+    parser.add_argument("--contrast", default="mixed")
+    parser.add_argument("--population", type=int, default=2000, help="seed of the subjects")
+    parser.add_argument("--acceleration", type=float, default=4.0)
+    parser.add_argument("--samples", type=int, default=4, help="draws whose mean is the image")
+    parser.add_argument("--adps-steps", type=int, default=500, help="steps of adps in every setting")
+    parser.add_argument("--seed", type=int, default=0, help="of the settings tried, the masks and the draws")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -126,6 +126,7 @@ FLOORS = {
     "rsdmri.data.dataset": 5,
     "rsdmri.priors": 5,
     "rsdmri.evaluation": 5,
+    "rsdmri.evaluation.*": 5,
     "rsdmri.reconstruction.*": 6,
     "rsdmri.report.*": 6,
     "rsdmri.workflows.*": 7,

@@ -287,7 +287,7 @@ OPTIONS = {
                "--states": None, "--contrast": None, "--field": None, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
                     "--format": "h5,png", "--force": None, "--dicom-source": None, "--trust": None},
-    "evaluate": {"--out": None},
+    "evaluate": {"--target": None, "--acquisition": None, "--acceleration": None, "--out": None},
     "inspect": {"--png": None, "--variable": None, "--axes": None, "--frame": None, "--trust": None},
     "convert": {"--emulate-singlecoil": None, "--force": None, "--variable": None, "--axes": None, "--frame": None},
     "validate": {"--json": None, "--trust": None},

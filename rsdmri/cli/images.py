@@ -64,15 +64,17 @@ def reconstruct(
 
 @app.command()
 def evaluate(
-    recon: Annotated[Path, typer.Argument(help="reconstruction file or folder")],
-    target: Annotated[Path, typer.Argument(help="target file or folder")],
-    out: Annotated[Path | None, typer.Option(help="write the figures as JSON, such as metrics.json")] = None,
+    recon: Annotated[list[Path], typer.Argument(metavar="RECON... [TARGET]", help="files or folders, one a method")],
+    target: Annotated[Path | None, typer.Option(help="target file or folder [the last of two]")] = None,
+    acquisition: Annotated[str | None, typer.Option(help="only volumes of this acquisition, such as AXT2")] = None,
+    acceleration: Annotated[float | None, typer.Option(help="only volumes of this acceleration")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of figures and metrics.json, or a .json file")] = None,
 ) -> None:
-    """Score reconstructions against targets. NMSE, PSNR and SSIM by fastMRI's convention, per volume and mean."""
-    from rsdmri.evaluation import evaluate as run
-    from rsdmri.evaluation import format_table
+    """Score reconstructions against targets. By fastMRI's convention; several methods are compared."""
+    from rsdmri.workflows.evaluate import evaluate_methods, split_arguments
 
-    typer.echo(format_table(run(recon, target, out)))
+    methods, targets = split_arguments(recon, target)
+    evaluate_methods(methods, targets, out, acquisition=acquisition, acceleration=acceleration, say=typer.echo)
 
 
 @app.command()

@@ -286,7 +286,7 @@ OPTIONS = {
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--sampler": "heun", "--steps": 18, "--churn": 0.0,
                "--states": None, "--contrast": None, "--field": None, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
-                    "--format": "h5,png", "--force": None, "--dicom-source": None, "--trust": None},
+                    "--format": "h5,png", "--force": None, "--dicom-source": None, "--budget": None, "--trust": None},
     "evaluate": {"--target": None, "--acquisition": None, "--acceleration": None, "--out": None},
     "inspect": {"--png": None, "--variable": None, "--axes": None, "--frame": None, "--trust": None},
     "convert": {"--emulate-singlecoil": None, "--force": None, "--variable": None, "--axes": None, "--frame": None},

@@ -1,5 +1,8 @@
 """Commands that reconstruct scans and score images, and the one that looks at the machine."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +10,7 @@ import typer
 
 from rsdmri.cli.app import app
 from rsdmri.cli.options import Axes, Device, Frame, Method, Seed, Trust, Variable
+from rsdmri.errors import Interrupted
 
 
 @app.command()
@@ -29,37 +33,57 @@ def reconstruct(
     ] = None,
     dicom_source: Annotated[Path | None, typer.Option(help="DICOM file of the same examination, for its UIDs")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace results that exist")] = False,
+    budget: Annotated[str | None, typer.Option(help="wall-clock time of the command, such as 60s: fewer draws")] = None,
     device: Device = "auto",
     seed: Seed = 0,
     trust: Trust = False,
 ) -> None:
-    """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored."""
+    """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored.
+
+    The same command goes on where it was stopped.
+    """
+    started = time.monotonic()
+    from rsdmri.workflows.budget import parse_duration
     from rsdmri.workflows.reconstruct_files import reconstruct_files
 
-    rows = reconstruct_files(
-        scans,
-        out,
-        method=method.value,
-        prior=prior,
-        reading={"variable": variable, "axes": axes, "frame": frame},
-        acceleration=acceleration,
-        samples=samples,
-        seed=seed,
-        device=device,
-        maps=maps,
-        calibration=calibration,
-        map_sets=map_sets,
-        formats=format_,
-        dicom_source=dicom_source,
-        force=force,
-        trust=trust,
-        say=typer.echo,
-    )
+    seconds = None if budget is None else parse_duration(budget)
+    options = {"variable": variable, "axes": axes, "frame": frame}
+    with _stopped_with_130():
+        rows = reconstruct_files(
+            scans,
+            out,
+            method=method.value,
+            prior=prior,
+            reading=options,
+            acceleration=acceleration,
+            samples=samples,
+            seed=seed,
+            device=device,
+            maps=maps,
+            calibration=calibration,
+            map_sets=map_sets,
+            formats=format_,
+            dicom_source=dicom_source,
+            force=force,
+            trust=trust,
+            budget=seconds,
+            started=started,
+            say=typer.echo,
+        )
     failed = [row["error"] for row in rows if row.get("error")]
     for line in failed:
         typer.echo(f"rsdmri: {line}", err=True)
     if failed:
         raise typer.Exit(2)
+
+
+@contextmanager
+def _stopped_with_130() -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as stop:
+        typer.echo(f"rsdmri: {stop}", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -56,7 +56,7 @@ def read_attributes(path: PathLike, names: Sequence[str]) -> dict[str, str | flo
                 continue
             value = file.attrs[name]
             if isinstance(value, str | bytes):
-                found[name] = clean(value)
+                found[name] = clean(value, 100)
             elif np.asarray(value).dtype.kind in "biuf":
                 numbers = np.asarray(value, np.float64)
                 if np.isfinite(numbers).any():

@@ -1,5 +1,6 @@
 """Figures of evaluated methods: every metric by volume and method, and the images of one volume."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,8 @@ def methods_figure(methods: Mapping[str, Mapping[str, Any]]) -> Figure:
     is better.
     """
     metrics = [name for name in METRICS if any(name in each["mean"] for each in methods.values())]
-    across = min(len(metrics), 4)
-    down = -(-len(metrics) // across)
+    down = math.ceil(len(metrics) / 4)
+    across = math.ceil(len(metrics) / down)
     width = max(2.2, 0.6 + 0.55 * len(methods))
     figure = Figure(figsize=(0.2 + width * across, 2.7 * down), facecolor="white", layout="constrained")
     panels = list(figure.subplots(down, across, squeeze=False).ravel())

@@ -32,6 +32,7 @@ from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
 
 METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
 LEARNT = ("rsd", "ambient-one-step")
+DRAWN = METHODS[:1]
 
 _LEAST_ACS = 4  # lines that coil maps need
 

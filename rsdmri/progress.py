@@ -141,7 +141,8 @@ def _live(stream: TextIO) -> "Iterator[RichProgress]":
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=stream), refresh_per_second=4) as display:
+    shared = sys.stdout.isatty()  # a file or pipe gets its lines itself, even while a bar stands on the terminal
+    with Progress(*columns, console=Console(file=stream), refresh_per_second=4, redirect_stdout=shared) as display:
         yield display
 
 

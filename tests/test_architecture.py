@@ -127,6 +127,7 @@ FLOORS = {
     "rsdmri.priors": 5,
     "rsdmri.model_card": 4,
     "rsdmri.evaluation": 5,
+    "rsdmri.evaluation.*": 5,
     "rsdmri.reconstruction.*": 6,
     "rsdmri.report.*": 6,
     "rsdmri.workflows.*": 7,

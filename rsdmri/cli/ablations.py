@@ -35,7 +35,7 @@ def ablate(
     from rsdmri.workflows.ablate import Measures
     from rsdmri.workflows.ablate import ablate as run
     from rsdmri.workflows.ablation_grid import parse_seeds
-    from rsdmri.workflows.train import parse_duration
+    from rsdmri.workflows.budget import parse_duration
 
     where = None if reference is None else absolute(reference)
     try:

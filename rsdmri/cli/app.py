@@ -31,5 +31,7 @@ def _main(
     ] = False,
 ) -> None:
     del version
-    if process_count() > 1 and context.invoked_subcommand != "train":
-        raise InputError(f"torchrun: {context.invoked_subcommand} runs in one process; only train runs in several")
+    if process_count() > 1 and context.invoked_subcommand not in ("train", "reconstruct"):
+        raise InputError(
+            f"torchrun: {context.invoked_subcommand} runs in one process; only train and reconstruct run in several"
+        )

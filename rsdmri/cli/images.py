@@ -1,5 +1,8 @@
 """Commands that reconstruct scans and score images, and the one that looks at the machine."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +10,7 @@ import typer
 
 from rsdmri.cli.app import app
 from rsdmri.cli.options import Axes, Device, Frame, Method, Seed, Trust, Variable
+from rsdmri.errors import Interrupted
 
 
 @app.command()
@@ -32,34 +36,45 @@ def reconstruct(
     ] = None,
     dicom_source: Annotated[Path | None, typer.Option(help="DICOM file of the same examination, for its UIDs")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace results that exist")] = False,
+    budget: Annotated[str | None, typer.Option(help="wall-clock time of the command, such as 60s: fewer draws")] = None,
     device: Device = "auto",
     seed: Seed = 0,
     trust: Trust = False,
 ) -> None:
-    """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored."""
+    """Reconstruct scans. Undersampled ones as they are, fully sampled ones at R if asked, and then scored.
+
+    The same command goes on where it was stopped.
+    """
+    started = time.monotonic()
     from rsdmri.reconstruction.settings import parse_options
+    from rsdmri.workflows.budget import parse_duration
     from rsdmri.workflows.reconstruct_files import reconstruct_files
 
-    rows = reconstruct_files(
-        scans,
-        out,
-        method=method.value,
-        prior=prior,
-        reading={"variable": variable, "axes": axes, "frame": frame},
-        acceleration=acceleration,
-        samples=samples,
-        seed=seed,
-        device=device,
-        maps=maps,
-        calibration=calibration,
-        map_sets=map_sets,
-        formats=format_,
-        dicom_source=dicom_source,
-        force=force,
-        trust=trust,
-        settings=parse_options(set_method or []),
-        say=typer.echo,
-    )
+    seconds = None if budget is None else parse_duration(budget)
+    options = {"variable": variable, "axes": axes, "frame": frame}
+    with _stopped_with_130():
+        rows = reconstruct_files(
+            scans,
+            out,
+            method=method.value,
+            prior=prior,
+            reading=options,
+            acceleration=acceleration,
+            samples=samples,
+            seed=seed,
+            device=device,
+            maps=maps,
+            calibration=calibration,
+            map_sets=map_sets,
+            formats=format_,
+            dicom_source=dicom_source,
+            force=force,
+            trust=trust,
+            settings=parse_options(set_method or []),
+            budget=seconds,
+            started=started,
+            say=typer.echo,
+        )
     failed = [row["error"] for row in rows if row.get("error")]
     for line in failed:
         typer.echo(f"rsdmri: {line}", err=True)
@@ -67,17 +82,28 @@ def reconstruct(
         raise typer.Exit(2)
 
 
+@contextmanager
+def _stopped_with_130() -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as stop:
+        typer.echo(f"rsdmri: {stop}", err=True)
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def evaluate(
-    recon: Annotated[Path, typer.Argument(help="reconstruction file or folder")],
-    target: Annotated[Path, typer.Argument(help="target file or folder")],
-    out: Annotated[Path | None, typer.Option(help="write the figures as JSON, such as metrics.json")] = None,
+    recon: Annotated[list[Path], typer.Argument(metavar="RECON... [TARGET]", help="files or folders, one a method")],
+    target: Annotated[Path | None, typer.Option(help="target file or folder [the last of two]")] = None,
+    acquisition: Annotated[str | None, typer.Option(help="only volumes of this acquisition, such as AXT2")] = None,
+    acceleration: Annotated[float | None, typer.Option(help="only volumes of this acceleration")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of figures and metrics.json, or a .json file")] = None,
 ) -> None:
-    """Score reconstructions against targets. NMSE, PSNR and SSIM by fastMRI's convention, per volume and mean."""
-    from rsdmri.evaluation import evaluate as run
-    from rsdmri.evaluation import format_table
+    """Score reconstructions against targets. By fastMRI's convention; several methods are compared."""
+    from rsdmri.workflows.evaluate import evaluate_methods, split_arguments
 
-    typer.echo(format_table(run(recon, target, out)))
+    methods, targets = split_arguments(recon, target)
+    evaluate_methods(methods, targets, out, acquisition=acquisition, acceleration=acceleration, say=typer.echo)
 
 
 @app.command()

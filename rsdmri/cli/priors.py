@@ -38,7 +38,7 @@ def train(
 ) -> None:
     """Train a teacher and its one-step prior. The same command again goes on where it stopped."""
     from rsdmri.config import load_config
-    from rsdmri.workflows.train import parse_duration
+    from rsdmri.workflows.budget import parse_duration
     from rsdmri.workflows.train import train as run
 
     overrides = [*(["teacher.equivariance=1"] if equivariance else []), *(set_ or [])]

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rsdmri.data.hdf5 import PathLike, get_dataset, open_hdf5, shown
+from rsdmri.data.hdf5 import PathLike, clean, get_dataset, open_hdf5, shown
 from rsdmri.errors import InputError
 
 VOLUME_NAMES = ("reconstruction_rss", "reconstruction_esc", "reconstruction")
@@ -33,9 +33,48 @@ def read_volume(path: PathLike, names: Sequence[str] = VOLUME_NAMES) -> tuple[ND
         raise InputError(_absent(where, names, has_kspace=file.get("kspace", getlink=True) is not None))
 
 
-def _check(where: str, name: str, dataset: h5py.Dataset) -> None:
-    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (4, 8):
-        raise InputError(f"{where}: '{name}' has type {dataset.dtype}, expected float32 or float64 magnitudes")
+def read_optional(path: PathLike, name: str, *, kind: str = "f") -> NDArray[Any] | None:
+    """The data set ``name`` of ``path`` as `read_volume` reads it, None where there is none; ``kind`` c: complex."""
+    where = shown(path)
+    with open_hdf5(path) as file:
+        dataset = get_dataset(file, name, where)
+        if dataset is None:
+            return None
+        _check(where, name, dataset, kind)
+        return np.asarray(dataset[()])
+
+
+def read_attributes(path: PathLike, names: Sequence[str]) -> dict[str, str | float]:
+    """Attributes of ``path`` among ``names``: words as one printable line, of numbers the mean of the finite ones.
+
+    Left out is what the file does not have, and what is neither words nor up to 2048 numbers.
+    """
+    found: dict[str, str | float] = {}
+    with open_hdf5(path) as file:
+        for name in names:
+            if name not in file.attrs or not _small(file.attrs.get_id(name)):
+                continue
+            value = file.attrs[name]
+            if isinstance(value, str | bytes):
+                found[name] = clean(value, 100)
+            elif np.asarray(value).dtype.kind in "biuf":
+                numbers = np.asarray(value, np.float64)
+                if np.isfinite(numbers).any():
+                    found[name] = float(numbers[np.isfinite(numbers)].mean())
+    return found
+
+
+def _small(attribute: h5py.h5a.AttrID) -> bool:
+    return attribute.get_storage_size() <= _MAX_SLICES * 8 and len(attribute.shape or ()) < 2
+
+
+_KINDS = {"f": ((4, 8), "float32 or float64 magnitudes"), "c": ((8, 16), "complex64 or complex128")}
+
+
+def _check(where: str, name: str, dataset: h5py.Dataset, kind: str = "f") -> None:
+    sizes, expected = _KINDS[kind]
+    if dataset.dtype.kind != kind or dataset.dtype.itemsize not in sizes:
+        raise InputError(f"{where}: '{name}' has type {dataset.dtype}, expected {expected}")
     shape = dataset.shape
     if len(shape) != 3:
         raise InputError(f"{where}: '{name}' has shape {shape}, expected a volume (slice, y, x)")

@@ -7,6 +7,7 @@ same units, and evaluate fastMRI's expressions in the arrays' own floating type,
 Source: Zbontar et al. 2018, arXiv 1811.08839, section 5.4; SSIM: Wang et al. 2004, as computed by scikit-image.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,7 @@ def psnr(target: ArrayLike, reconstruction: ArrayLike, *, data_range: float | No
 
     ``data_range`` defaults to the maximum of the target volume.
     """
-    t, r = _pair(target, reconstruction)
-    peak = _data_range(t, data_range)
+    t, r, peak = checked(target, reconstruction, data_range)
     error = float(np.mean((t - r) ** 2, dtype=np.float64))
     return float("inf") if error == 0 else float(10 * np.log10(peak**2 / error))
 
@@ -58,10 +58,9 @@ def ssim(target: ArrayLike, reconstruction: ArrayLike, *, data_range: float | No
     from skimage.metrics import structural_similarity
 
     similarity: Any = structural_similarity
-    t, r = _pair(target, reconstruction)
+    t, r, peak = checked(target, reconstruction, data_range)
     if min(t.shape[1:]) < _SSIM_WINDOW:
         raise InputError(f"target: slices of {_size(t)} are smaller than the 7x7 window of SSIM; use larger images")
-    peak = _data_range(t, data_range)
     return float(sum(similarity(a, b, data_range=peak) for a, b in zip(t, r, strict=True)) / len(t))
 
 
@@ -72,6 +71,30 @@ def evaluate_volume(target: ArrayLike, reconstruction: ArrayLike) -> dict[str, f
     `InputError` when ranks or slice counts differ, the reconstruction is smaller than the crop, or a value
     is not finite.
     """
+    t, r = common_crop(target, reconstruction)
+    return {"nmse": nmse(t, r), "nrmse": nrmse(t, r), "psnr": psnr(t, r), "ssim": ssim(t, r)}
+
+
+def complex_nrmse(target: ArrayLike, reconstruction: ArrayLike) -> float:
+    """``|t - e^(i phi) r| / |t|`` over complex volumes (slice, y, x), with the phase phi of each slice that fits best.
+
+    ``phi = arg <r, t>``: coil maps and phase references leave one phase of each slice open, and nothing else.
+    """
+    t, r = np.asarray(target), np.asarray(reconstruction)
+    if t.ndim != 3 or t.shape != r.shape or not (np.iscomplexobj(t) and np.iscomplexobj(r)):
+        raise InputError(
+            f"reconstruction: complex {r.shape}, the target {t.shape}; expected complex (slice, y, x) twice"
+        )
+    t, r = t.astype(np.complex128), r.astype(np.complex128)
+    norm = float(np.linalg.norm(t))
+    if not (0 < norm < math.inf and np.isfinite(r).all()):
+        raise InputError("complex volumes: zero everywhere, NaN or infinite; leave this volume out")
+    phase = np.exp(1j * np.angle((t * r.conj()).sum((1, 2), keepdims=True)))
+    return float(np.linalg.norm(t - phase * r)) / norm
+
+
+def common_crop(target: ArrayLike, reconstruction: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both volumes, checked and cropped as `evaluate_volume` does."""
     t = _volume(target, "target")
     r = _volume(reconstruction, "reconstruction")
     if len(t) != len(r):
@@ -82,8 +105,18 @@ def evaluate_volume(target: ArrayLike, reconstruction: ArrayLike) -> dict[str, f
             f"reconstruction: slices of {_size(r)} do not cover the {height}x{width} crop of the target;"
             " reconstruct at the matrix size of the target"
         )
-    t, r = _crop(t, height, width), _crop(r, height, width)
-    return {"nmse": nmse(t, r), "nrmse": nrmse(t, r), "psnr": psnr(t, r), "ssim": ssim(t, r)}
+    return _crop(t, height, width), _crop(r, height, width)
+
+
+def checked(
+    target: ArrayLike, reconstruction: ArrayLike, data_range: float | None
+) -> tuple[NDArray[Any], NDArray[Any], float]:
+    """Both volumes, checked, and the data range: by default the maximum of the target."""
+    t, r = _pair(target, reconstruction)
+    peak = t.max() if data_range is None else data_range
+    if not peak > 0:
+        raise InputError(f"data_range: {float(peak):g} is not positive; give the maximum of the target volume")
+    return t, r, peak
 
 
 def _crop(volume: NDArray[Any], height: int, width: int) -> NDArray[Any]:
@@ -117,13 +150,6 @@ def _volume(array: ArrayLike, name: str) -> NDArray[Any]:
     if bad:
         raise InputError(f"{name}: {bad} values are NaN or infinite; it cannot be scored")
     return volume
-
-
-def _data_range(target: NDArray[Any], data_range: float | None) -> float:
-    peak = target.max() if data_range is None else data_range
-    if not peak > 0:
-        raise InputError(f"data_range: {float(peak):g} is not positive; give the maximum of the target volume")
-    return peak
 
 
 def _size(volume: NDArray[Any]) -> str:

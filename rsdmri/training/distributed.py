@@ -158,10 +158,10 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
+def joined(device: torch.device, patience: timedelta = _PATIENCE) -> Iterator[Processes]:
     """The processes that torchrun started, connected while the body runs; alone without torchrun.
 
-    A process group that exists already is used and left.
+    A process group that exists already is used and left. One process waits ``patience`` for another.
     """
     if process_count() == 1:
         yield ALONE
@@ -170,7 +170,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
     if own:
         index = device if device.index is not None else None
         with _talking():
-            dist.init_process_group(communication(device), timeout=_PATIENCE, device_id=index)
+            dist.init_process_group(communication(device), timeout=patience, device_id=index)
     try:
         yield Processes(process_rank(), process_count(), device)
     finally:

@@ -18,6 +18,7 @@ from rsdmri.data.nifti import bids_label, bids_path, dataset_description, sideca
 from rsdmri.data.stack import voxel_of
 from rsdmri.errors import InputError
 from rsdmri.files import atomic_path, move, write_text
+from rsdmri.runtime import process_rank
 from rsdmri.workflows.reconstruct import Reconstruction
 
 FORMATS = ("h5", "nifti", "dicom", "parametric-map", "png", "cfl")
@@ -234,7 +235,7 @@ def _ours(folder: Path) -> bool:
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
     """A temporary folder inside ``folder``, removed at the end."""
-    staging = folder / f".tmp-{os.getpid()}-results"
+    staging = folder / f".tmp-{os.getpid()}-{process_rank()}-results"  # nodes may give the same process number
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:

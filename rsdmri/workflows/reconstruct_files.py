@@ -1,22 +1,31 @@
 """Reconstruction of files into a folder of results and pictures."""
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from rsdmri.data.derived import digest
 from rsdmri.data.hdf5 import shown
-from rsdmri.errors import InputError
+from rsdmri.data.scan import Scan
+from rsdmri.errors import InputError, Interrupted
 from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
 from rsdmri.privacy import personal_kinds
-from rsdmri.progress import progress
+from rsdmri.progress import Bar, progress
 from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
+from rsdmri.training.distributed import Processes, joined
+from rsdmri.workflows.budget import Budget, Choice
 from rsdmri.workflows.export import Destination, check_free, destinations, export, identity
+from rsdmri.workflows.ledger import NAME, REQUEST, Ledger, done_row, request_of
 from rsdmri.workflows.reconstruct import (
     DRAWN,
     LEARNT,
@@ -26,6 +35,9 @@ from rsdmri.workflows.reconstruct import (
     load_scan,
     reconstruct,
 )
+from rsdmri.workflows.signals import Stop, stop_on_signal
+
+_PATIENCE = timedelta(days=7)  # one process may have far more to do than another
 
 
 def reconstruct_files(
@@ -47,13 +59,19 @@ def reconstruct_files(
     force: bool = False,
     trust: bool = False,
     settings: Mapping[str, Any] | None = None,
+    budget: float | None = None,
+    started: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Reconstruct files into the folder ``out``: ``STEM.h5`` in fastMRI's submission form and ``STEM.png``.
 
     Each row of the result holds ``scan`` and, when it worked, ``path`` (the first format's), ``paths``, ``method``,
     ``acceleration``, ``seconds_per_slice``, ``scores`` (None where there are none) and ``scored``; when it did not,
-    ``error``, one line. Nothing is left of a scan that failed. Further arguments are those of `reconstruct`.
+    ``error``, one line. Nothing is left of a scan that failed. A scan whose results are there already, made with the
+    same settings from the same samples, is ``skipped``: the same call goes on where another ended. Of several scans,
+    ``reconstructions.jsonl`` holds a line each. Under torchrun each process takes its share and has rows of that alone;
+    signals end the call with `Interrupted`. Further arguments are those of `reconstruct`.
 
     Args:
         paths: scans.
@@ -62,6 +80,8 @@ def reconstruct_files(
         dicom_source: DICOM file of the same examination, for its Study and FrameOfReference UIDs.
         force, reading: whether to replace results that exist; options of `load_scan`.
         settings: of the method, the ``options`` of `reconstruct`.
+        budget, started, clock: seconds for the whole call since ``started``, see `Budget`: fewer draws where they do
+            not fit, then a cheaper method; the choice is in the attributes ``samples`` and ``method`` of each result.
         say: takes each line for the user.
 
     Raises:
@@ -72,52 +92,178 @@ def reconstruct_files(
     method_settings(method, settings)
     targets = _output_files(sources, Path(out), formats, (maps, calibration, dicom_source))
     network = chosen_prior(prior, device) if method in LEARNT else None
-    select_device(device)
+    where = select_device(device) if network is None else network.device
     existed = targets[0].folder.is_dir()
     folder = output_directory(targets[0].folder)
-    writing: dict[str, Any] = {"source": dicom_source, "force": force}
-    rows: list[dict[str, Any]] = []
     options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
-    options |= {"device": device, "maps": maps, "calibration": calibration, "map_sets": map_sets, "trust": trust}
-    options |= {"options": settings}
-    for path, target in zip(sources, targets, strict=True):
+    options |= {"map_sets": map_sets, "options": dict(settings or {})}
+    files = {"maps": maps, "calibration": calibration, "dicom_source": dicom_source}
+    asked = {**options, "reading": dict(reading or {}), "budget": budget}
+    request = request_of(asked, files, None if network is None else network.digest)
+    options |= {"device": device, "maps": maps, "calibration": calibration, "trust": trust}
+    writing: dict[str, Any] = {"source": dicom_source, "force": force}
+    with joined(where, _PATIENCE) as processes, stop_on_signal() as stop:
+        ledger = _open_ledger(folder, targets, processes)
+        share = list(zip(sources, targets, strict=True))[processes.share]
+        time_left = None if budget is None else Budget(budget, len(share), started=started, clock=clock)
+        alone = len(sources) == 1
+        work = _Work(network, options, writing, dict(reading or {}), request, ledger, time_left, stop, say, alone)
+        rows = work.all(share)
+        _summarise(rows, ledger, processes, where, say if not alone else lambda line: None)
+    failed = [row for row in rows if "error" in row]
+    if processes.first:
+        ledger.remove_if_nothing()
+        _remove_if_empty(folder, existed)
+    if failed and alone:
+        raise failed[0]["raised"]
+    return [{name: value for name, value in row.items() if name != "raised"} for row in rows]
+
+
+def _open_ledger(folder: Path, targets: Sequence[Destination], processes: Processes) -> Ledger:
+    """The ledger of a folder of several results; one process after the other, if there are several."""
+    kept = targets[0].file is None and (len(targets) > 1 or (folder / NAME).exists())
+    if processes.first:
+        Ledger(folder, kept=kept).absorb()
+    processes.largest(0)
+    return Ledger(folder, kept=kept, rank=processes.rank)
+
+
+def _summarise(
+    rows: Sequence[Mapping[str, Any]],
+    ledger: Ledger,
+    processes: Processes,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> None:
+    """Wait for all processes; the first takes over what the others noted and says how many scans came to what."""
+    skipped, failed = (sum(name in row for row in rows) for name in ("skipped", "error"))
+    counts = torch.tensor([len(rows), skipped, failed], dtype=torch.float32, device=device)
+    processes.add([counts])
+    if processes.first:
+        ledger.absorb()
+        total, skipped, failed = map(int, counts.tolist())
+        before = f", {skipped} finished before" if skipped else ""
+        bad = f", {failed} failed" if failed else ""
+        say(f"{total} scans: {total - skipped - failed} reconstructed{before}{bad}")
+    processes.largest(0)  # torchrun ends all when one ends with an error
+
+
+@dataclass
+class _Work:
+    """What the scans of one command have in common."""
+
+    prior: Prior | None
+    options: dict[str, Any]
+    writing: dict[str, Any]
+    reading: dict[str, Any]
+    request: str
+    ledger: Ledger
+    budget: Budget | None
+    stop: Stop
+    say: Callable[[str], None]
+    alone: bool
+    """Whether there is but one scan."""
+
+    def all(self, share: Sequence[tuple[Path, Destination]]) -> list[dict[str, Any]]:
+        """A row for each scan; a scan that fails does not stop the others."""
+        rows: list[dict[str, Any]] = []
+        title = f"Reconstructing {safe_stem(share[0][0]) if self.alone else f'{len(share)} scans'}" if share else ""
         try:
-            rows.append(_one_file(path, target, network, options, writing, dict(reading or {}), say))
+            with progress(title, total=len(share)) as bar:
+                for path, target in share:
+                    row = self._one(path, target, bar)
+                    rows.append(row)
+                    if not self.alone and ("skipped" in row or "error" in row):
+                        bar.set_total(len(share) - sum("skipped" in each or "error" in each for each in rows))
+        except Interrupted:
+            done = f" after {len(rows)} of {len(share)} scans" if len(share) > 1 else ""
+            raise Interrupted(f"stopped{done}; run the same command to go on") from None
+        return rows
+
+    def _one(self, path: Path, target: Destination, bar: Bar) -> dict[str, Any]:
+        if self.budget is not None:
+            self.budget.begin()
+        try:
+            return self._done(path, target, bar)
         except InputError as error:
             text = str(error) if os.fspath(path) in str(error) else f"{shown(path)}: {error}"
-            if len(sources) == 1:
-                _remove_if_empty(folder, existed)
-                raise InputError(text) from None
-            rows.append({"scan": target.stem, "error": text})
-    if all("error" in row for row in rows):
-        _remove_if_empty(folder, existed)
-    return rows
+            told = text.replace(os.fspath(path), target.stem).replace(shown(path), target.stem)
+            self.ledger.add({"scan": target.stem, "status": "failed", "error": told})
+            return {"scan": target.stem, "error": text, "raised": type(error)(text)}
+
+    def _done(self, path: Path, target: Destination, bar: Bar) -> dict[str, Any]:
+        scan = load_scan(path, self.options["trust"], **self.reading)
+        method, samples, force = self.options["method"], self.options["samples"], self.writing["force"]
+        wanted = target.paths(method, method in DRAWN and samples > 1, scan.acquisition)
+        if not force:
+            before = self.ledger.finished(target.stem, wanted, self.request, digest(scan.kspace))
+            if before is not None:
+                self.say(f"{scan.name}: finished before with these settings")
+                return _row(before, scan.name, {name: target.folder / p for name, p in wanted.items()}) | {"skipped": 1}
+        check_free(target.folder, list(wanted.values()), force)
+        choice = self._choice(scan)
+        options = self.options | self._of(choice.method, choice.samples)
+        prior = self.prior if choice.method in LEARNT else None
+        result = reconstruct(scan, prior=prior, advance=self._advance(scan, bar), **options)
+        if self.budget is not None:
+            asked = {"budget_seconds": self.budget.seconds, "method_asked": method, "samples_asked": samples}
+            result.attrs.update(asked)
+        result.attrs[REQUEST] = self.request
+        if choice.warning is not None:
+            result = replace(result, warnings=(*result.warnings, choice.warning))
+        paths = self._written(result, target)
+        if personal_kinds(path.stem):
+            kinds = " and ".join(personal_kinds(path.stem))
+            self.say(f"{scan.name}: a pseudonym, as the name of the file seems to hold {kinds}")
+        for line in _summary(result):
+            self.say(line)
+        return _row(result.attrs, scan.name, paths) | {"scores": result.scores, "scored": result.scored}
+
+    def _of(self, method: str, samples: int) -> dict[str, Any]:
+        """Options of a method, which has the settings of the command where it is the one that was asked for."""
+        settings = self.options["options"] if method == self.options["method"] else {}
+        return {"method": method, "samples": samples, "options": settings}
+
+    def _advance(self, scan: Scan, bar: Bar) -> Callable[[int], None]:
+        """Reports slices of the only scan, of several scans the part of this one."""
+        if self.alone:
+            bar.set_total(len(scan.kspace))
+            return bar.advance
+        return lambda slices: bar.advance(slices / len(scan.kspace), scan=scan.name)
+
+    def _choice(self, scan: Scan) -> Choice:
+        """Method and draws: those asked for, or what the budget has time for."""
+        method, samples = self.options["method"], self.options["samples"]
+        if self.budget is None:
+            return Choice(method, samples)
+        asked = self.options | {"maps": None, "calibration": None}  # of all slices; a trial has one
+
+        def trial(one: Scan, method: str, samples: int) -> None:
+            prior = self.prior if method in LEARNT else None
+            reconstruct(one, prior=prior, **asked | self._of(method, samples))
+
+        choice = self.budget.choose(scan, method, samples, drawn=method in DRAWN, trial=trial)
+        draws = f", {choice.samples} of {samples} draws" if choice.method in DRAWN else ""
+        self.say(f"{scan.name}: {choice.method}{draws} within --budget {self.budget.seconds:g}s")
+        return choice
+
+    def _written(self, result: Reconstruction, target: Destination) -> dict[str, Path]:
+        """Files of ``result`` by what they hold; a signal waits until they and their line in the ledger are there."""
+        with self.stop.held():
+            since = 0.0 if self.budget is None else self.budget.now()
+            paths = export(result, target, picture=_picture, **self.writing)
+            if self.budget is not None:
+                self.budget.wrote(since)
+            files = [path.relative_to(target.folder) for path in paths.values()]
+            more = {"scores": result.scores, "scored": result.scored, "warnings": list(result.warnings)}
+            self.ledger.add(done_row(result.attrs, target.stem, files, **more))
+        return paths
 
 
-def _one_file(
-    path: Path,
-    target: Destination,
-    prior: Prior | None,
-    options: dict[str, Any],
-    writing: dict[str, Any],
-    reading: dict[str, Any],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    scan = load_scan(path, options["trust"], **reading)
-    spread = options["method"] in DRAWN and options["samples"] > 1
-    wanted = target.paths(options["method"], spread, scan.acquisition)
-    check_free(target.folder, list(wanted.values()), writing["force"])
-    with progress(f"Reconstructing {scan.name}", total=len(scan.kspace)) as bar:
-        result = reconstruct(scan, prior=prior, advance=bar.advance, **options)
-    paths = export(result, target, picture=_picture, **writing)
-    kinds = personal_kinds(path.stem)
-    if kinds:
-        say(f"{scan.name}: a pseudonym, as the name of the file seems to hold {' and '.join(kinds)}")
-    for line in _summary(result):
-        say(line)
-    row = {name: result.attrs[name] for name in ("method", "acceleration", "seconds_per_slice")}
-    row |= {"scan": scan.name, "path": next(iter(paths.values())), "paths": paths}
-    return {**row, "scores": result.scores, "scored": result.scored}
+def _row(told: Mapping[str, Any], scan: str, paths: dict[str, Path]) -> dict[str, Any]:
+    row: dict[str, Any] = {name: told.get(name) for name in ("method", "acceleration", "seconds_per_slice")}
+    row |= {"scan": scan, "path": next(iter(paths.values())), "paths": paths}
+    return row | {"scores": told.get("scores"), "scored": told.get("scored", "finished before")}
 
 
 def _output_files(

@@ -1,6 +1,5 @@
 """Training: scans to teacher to one-step prior, resumable at any time by the same call."""
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -280,15 +279,3 @@ def _dry_run_simulated(config: Config, out: Path, device: torch.device, say: Say
             say(line)
         say(time_line(config, plan, device))
     return out
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of ``90``, ``90s``, ``30m``, ``2h`` or ``1h30m``."""
-    import re
-
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip().lower())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    total = 3600 * hours + 60 * minutes + seconds
-    if not total > 0 or not math.isfinite(total):
-        raise InputError(f"--budget {text}: expected a time such as 90s, 30m or 2h")
-    return total

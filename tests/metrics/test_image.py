@@ -5,7 +5,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from rsdmri.errors import InputError
-from rsdmri.metrics.image import evaluate_volume, nmse, nrmse, psnr, ssim
+from rsdmri.metrics.image import complex_nrmse, evaluate_volume, nmse, nrmse, psnr, ssim
 from rsdmri.runtime import numpy_generator
 
 
@@ -144,3 +144,22 @@ def test_what_cannot_be_scored_is_refused(target, reconstruction, message):
 def test_functions_refuse_unequal_shapes():
     with pytest.raises(InputError, match="differs from the target's"):
         nmse(np.ones((1, 8, 8)), np.ones((1, 8, 9)))
+
+
+def test_complex_error_leaves_one_phase_of_each_slice_open():
+    rng = numpy_generator("complex")
+    target = rng.standard_normal((2, 5, 6)) + 1j * rng.standard_normal((2, 5, 6))
+    turned = target * np.exp(1j * np.array([0.4, -2.5]))[:, None, None]
+    assert complex_nrmse(target, turned) == pytest.approx(0, abs=1e-12)
+    assert complex_nrmse(target, 1.25 * turned) == pytest.approx(0.25)
+    other = target + 0.3 * (rng.standard_normal((2, 5, 6)) + 1j * rng.standard_normal((2, 5, 6)))
+    phases = np.linspace(0, 2 * np.pi, 20001)
+    least = [
+        min(np.linalg.norm(t) ** 2 + np.linalg.norm(r) ** 2 - 2 * np.real(np.exp(-1j * phases) * np.vdot(r, t)))
+        for t, r in zip(target, other, strict=True)
+    ]
+    assert complex_nrmse(target, other) == pytest.approx(np.sqrt(sum(least)) / np.linalg.norm(target), rel=1e-6)
+    with pytest.raises(InputError, match="expected complex"):
+        complex_nrmse(target, np.abs(target))
+    with pytest.raises(InputError, match="zero everywhere"):
+        complex_nrmse(0 * target, target)

@@ -414,5 +414,5 @@ def test_each_process_takes_its_own_device(monkeypatch):
 def test_other_commands_refuse_several_processes(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     as_torchrun(monkeypatch, rank=0, local=0, count=2, local_count=2)
-    with pytest.raises(InputError, match="torchrun: sample runs in one process; only train runs in several"):
+    with pytest.raises(InputError, match="torchrun: sample runs in one process; only train and reconstruct"):
         CliRunner().invoke(app, ["sample"], catch_exceptions=False)

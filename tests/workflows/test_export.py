@@ -169,7 +169,8 @@ def test_results_are_replaced_only_by_force(scan_file, tmp_path, monkeypatch):
     reconstruct_files([scan_file], tmp_path, method="sense", **options)
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     monkeypatch.setattr(workflow, "reconstruct", None)  # refused before any work
-    for formats in FORMATS[:3]:
+    assert reconstruct_files([scan_file], tmp_path, method="sense", formats=["h5"], say=quiet)[0]["skipped"]
+    for formats in FORMATS[1:3]:
         with pytest.raises(InputError, match=r"exists; --force replaces it"):
             reconstruct_files([scan_file], tmp_path, method="sense", formats=[formats], say=quiet)
     monkeypatch.undo()

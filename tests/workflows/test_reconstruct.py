@@ -338,7 +338,7 @@ def test_files_hold_what_was_promised(method, files, prior, tmp_path):
         files, tmp_path / "out", method=method, prior=prior, acceleration=4, samples=2, device="cpu", say=lines.append
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        [f.name for f in files] + [f.with_suffix(".png").name for f in files]
+        ["reconstructions.jsonl", *(f.name for f in files), *(f.with_suffix(".png").name for f in files)]
     )
     for row, source in zip(rows, files, strict=True):
         expected = reconstruct(source, method=method, prior=prior, acceleration=4, samples=2)
@@ -357,6 +357,10 @@ def test_files_hold_what_was_promised(method, files, prior, tmp_path):
         assert row["path"].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def bad_files(folder):
     (folder / "text.h5").write_text("not a scan")
     return [folder / "missing.h5", folder / "text.h5"]
@@ -371,7 +375,7 @@ def test_bad_files_do_not_stop_the_good_ones(files, tmp_path):
     for row, path in zip((rows[0], rows[2]), bad, strict=True):
         assert str(path) in row["error"]
         assert "\n" not in row["error"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [files[0].name]
+    assert names(tmp_path / "out") == ["reconstructions.jsonl", files[0].name]
 
 
 def test_a_single_bad_file_raises_and_leaves_nothing(files, tmp_path):
@@ -435,7 +439,7 @@ def test_command_line_goes_on_after_a_bad_file_and_exits_with_2(files, tmp_path,
     assert caught.value.code == 2
     printed = capsys.readouterr()
     assert [line for line in printed.err.splitlines() if str(bad) in line] == [
-        line for line in printed.err.splitlines() if line
+        line for line in printed.err.splitlines() if not line.startswith("Reconstructing 2 scans: ")
     ]
     assert "NMSE" in printed.out
     assert (out / files[0].name).is_file()

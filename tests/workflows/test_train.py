@@ -17,9 +17,10 @@ from rsdmri.data.simulate import simulate_scan
 from rsdmri.errors import InputError, Interrupted
 from rsdmri.training.checkpoint import checkpoint_files, load_tensors
 from rsdmri.workflows import plan
+from rsdmri.workflows.budget import parse_duration
 from rsdmri.workflows.plan import open_slices
 from rsdmri.workflows.run_folder import RunFolder, read_metrics
-from rsdmri.workflows.train import parse_duration, split_budget
+from rsdmri.workflows.train import split_budget
 from rsdmri.workflows.trainer import Budget
 
 

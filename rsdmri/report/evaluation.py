@@ -53,7 +53,9 @@ def _panel(axes: Axes, metric: str, methods: Mapping[str, Mapping[str, Any]]) ->
         if ends is not None:
             draw([place, place], ends, color=COLOURS[0], linewidth=2)
     short = [name if len(name) <= _MOST_NAMED else f"{name[: _MOST_NAMED - 1]}…" for name in methods]
-    turned: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, short)) > 18 else {}
+    turned: dict[str, Any] = (
+        {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, short)) > 18 else {}
+    )
     axes.set_xticks(range(len(methods)), short, fontsize=SMALL, **turned)
     axes.set_xlim(-0.6, len(methods) - 0.4)
     axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -47,18 +47,16 @@ def reconstruct(
     """
     started = time.monotonic()
     from rsdmri.reconstruction.settings import parse_options
-    from rsdmri.workflows.budget import parse_duration
+    from rsdmri.workflows.budget import TimeLimit, parse_duration
     from rsdmri.workflows.reconstruct_files import reconstruct_files
 
-    seconds = None if budget is None else parse_duration(budget)
-    options = {"variable": variable, "axes": axes, "frame": frame}
     with _stopped_with_130():
         rows = reconstruct_files(
             scans,
             out,
             method=method.value,
             prior=prior,
-            reading=options,
+            reading={"variable": variable, "axes": axes, "frame": frame},
             acceleration=acceleration,
             samples=samples,
             seed=seed,
@@ -71,14 +69,16 @@ def reconstruct(
             force=force,
             trust=trust,
             settings=parse_options(set_method or []),
-            budget=seconds,
-            started=started,
+            budget=None if budget is None else TimeLimit(parse_duration(budget), started),
             say=typer.echo,
         )
-    failed = [row["error"] for row in rows if row.get("error")]
-    for line in failed:
+    _exit_with_2([row["error"] for row in rows if row.get("error")])
+
+
+def _exit_with_2(failures: list[str]) -> None:
+    for line in failures:
         typer.echo(f"rsdmri: {line}", err=True)
-    if failed:
+    if failures:
         raise typer.Exit(2)
 
 

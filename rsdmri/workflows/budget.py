@@ -31,19 +31,22 @@ class Choice:
     """What was left out."""
 
 
+@dataclass(frozen=True)
+class TimeLimit:
+    """Wall-clock time of a whole command."""
+
+    seconds: float
+    started: float | None = None
+    """When the command began, by ``clock``; None: now."""
+    clock: Clock = time.monotonic
+
+
 class Budget:
-    """Wall-clock time of a command, shared equally by the scans that are left.
+    """The time of a command, shared equally by the ``scans`` that are left."""
 
-    Args:
-        seconds: for the whole command.
-        scans: how many.
-        started: when it began, by ``clock``.
-        clock: seconds.
-    """
-
-    def __init__(self, seconds: float, scans: int, *, started: float | None = None, clock: Clock = time.monotonic):
-        self.seconds, self._clock, self._left = seconds, clock, scans
-        self._end = (clock() if started is None else started) + seconds
+    def __init__(self, limit: TimeLimit, scans: int) -> None:
+        self.seconds, self._clock, self._left = limit.seconds, limit.clock, scans
+        self._end = (self._clock() if limit.started is None else limit.started) + limit.seconds
         self._deadline = self._end
         self._writing = _WRITING
         self._rates: dict[tuple[object, ...], tuple[float, float]] = {}

@@ -1,7 +1,6 @@
 """Reconstruction of files into a folder of results and pictures."""
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from rsdmri.progress import Bar, progress
 from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
 from rsdmri.training.distributed import Processes, joined
-from rsdmri.workflows.budget import Budget, Choice
+from rsdmri.workflows.budget import Budget, Choice, TimeLimit
 from rsdmri.workflows.export import Destination, check_free, destinations, export, identity
 from rsdmri.workflows.ledger import NAME, REQUEST, Ledger, done_row, request_of
 from rsdmri.workflows.reconstruct import (
@@ -59,9 +58,7 @@ def reconstruct_files(
     force: bool = False,
     trust: bool = False,
     settings: Mapping[str, Any] | None = None,
-    budget: float | None = None,
-    started: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    budget: TimeLimit | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Reconstruct files into the folder ``out``: ``STEM.h5`` in fastMRI's submission form and ``STEM.png``.
@@ -80,40 +77,71 @@ def reconstruct_files(
         dicom_source: DICOM file of the same examination, for its Study and FrameOfReference UIDs.
         force, reading: whether to replace results that exist; options of `load_scan`.
         settings: of the method, the ``options`` of `reconstruct`.
-        budget, started, clock: seconds for the whole call since ``started``, see `Budget`: fewer draws where they do
-            not fit, then a cheaper method; the choice is in the attributes ``samples`` and ``method`` of each result.
+        budget: time for the whole call: fewer draws where not all fit, then a cheaper method, see `Budget`; each result
+            has the choice in its attributes ``samples`` and ``method``.
         say: takes each line for the user.
 
     Raises:
         InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
     """
-    sources = [Path(path) for path in paths]
     check_arguments(method, samples)
     method_settings(method, settings)
-    targets = _output_files(sources, Path(out), formats, (maps, calibration, dicom_source))
-    network = chosen_prior(prior, device) if method in LEARNT else None
-    where = select_device(device) if network is None else network.device
-    existed = targets[0].folder.is_dir()
-    folder = output_directory(targets[0].folder)
-    options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
-    options |= {"map_sets": map_sets, "options": dict(settings or {})}
+    options: dict[str, Any] = {"method": method, "options": dict(settings or {}), "samples": samples, "seed": seed}
+    options |= {"acceleration": acceleration, "map_sets": map_sets}
     files = {"maps": maps, "calibration": calibration, "dicom_source": dicom_source}
-    asked = {**options, "reading": dict(reading or {}), "budget": budget}
-    request = request_of(asked, files, None if network is None else network.digest)
-    options |= {"device": device, "maps": maps, "calibration": calibration, "trust": trust}
-    writing: dict[str, Any] = {"source": dicom_source, "force": force}
-    with joined(where, _PATIENCE) as processes, stop_on_signal() as stop:
+    ways = {"device": device, "trust": trust}
+    asked = _Asked(options, files, ways, dict(reading or {}), budget, force, say)
+    return _reconstruct_all([Path(path) for path in paths], Path(out), formats, prior, asked)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call asks for: ``options`` and ``files`` decide the result, ``ways`` only how it is come by."""
+
+    options: dict[str, Any]
+    files: dict[str, str | os.PathLike[str] | None]
+    ways: dict[str, Any]
+    reading: dict[str, Any]
+    budget: TimeLimit | None
+    force: bool
+    say: Callable[[str], None]
+
+    def request(self, prior: Prior | None) -> str:
+        """Hash of all that decides a result besides the scan."""
+        seconds = None if self.budget is None else self.budget.seconds
+        options = {**self.options, "reading": self.reading, "budget": seconds}
+        return request_of(options, self.files, None if prior is None else prior.digest)
+
+    def arguments(self, method: str, samples: int) -> dict[str, Any]:
+        """Of `reconstruct` with a method, which has the settings asked for where it is the one asked for."""
+        files = {name: file for name, file in self.files.items() if name != "dicom_source"}
+        settings = self.options["options"] if method == self.options["method"] else {}
+        chosen = {"method": method, "samples": samples, "options": settings}
+        return {**self.options, **files, **self.ways, **chosen}
+
+
+def _reconstruct_all(
+    sources: list[Path],
+    out: Path,
+    formats: Sequence[str] | None,
+    prior: Prior | str | os.PathLike[str] | None,
+    asked: _Asked,
+) -> list[dict[str, Any]]:
+    targets = _output_files(sources, out, formats, list(asked.files.values()))
+    network = chosen_prior(prior, asked.ways["device"]) if asked.options["method"] in LEARNT else None
+    device = select_device(asked.ways["device"]) if network is None else network.device
+    existed, alone = targets[0].folder.is_dir(), len(sources) == 1
+    folder = output_directory(targets[0].folder)
+    with joined(device, _PATIENCE) as processes, stop_on_signal() as stop:
         ledger = _open_ledger(folder, targets, processes)
         share = list(zip(sources, targets, strict=True))[processes.share]
-        time_left = None if budget is None else Budget(budget, len(share), started=started, clock=clock)
-        alone = len(sources) == 1
-        work = _Work(network, options, writing, dict(reading or {}), request, ledger, time_left, stop, say, alone)
-        rows = work.all(share)
-        _summarise(rows, ledger, processes, where, say if not alone else lambda line: None)
-    failed = [row for row in rows if "error" in row]
+        budget = None if asked.budget is None else Budget(asked.budget, len(share))
+        rows = _Work(asked, network, asked.request(network), ledger, budget, stop, alone).all(share)
+        _summarise(rows, ledger, processes, device, (lambda line: None) if alone else asked.say)
     if processes.first:
         ledger.remove_if_nothing()
         _remove_if_empty(folder, existed)
+    failed = [row for row in rows if "error" in row]
     if failed and alone:
         raise failed[0]["raised"]
     return [{name: value for name, value in row.items() if name != "raised"} for row in rows]
@@ -152,15 +180,12 @@ def _summarise(
 class _Work:
     """What the scans of one command have in common."""
 
+    asked: _Asked
     prior: Prior | None
-    options: dict[str, Any]
-    writing: dict[str, Any]
-    reading: dict[str, Any]
     request: str
     ledger: Ledger
     budget: Budget | None
     stop: Stop
-    say: Callable[[str], None]
     alone: bool
     """Whether there is but one scan."""
 
@@ -192,17 +217,17 @@ class _Work:
             return {"scan": target.stem, "error": text, "raised": type(error)(text)}
 
     def _done(self, path: Path, target: Destination, bar: Bar) -> dict[str, Any]:
-        scan = load_scan(path, self.options["trust"], **self.reading)
-        method, samples, force = self.options["method"], self.options["samples"], self.writing["force"]
+        scan = load_scan(path, self.asked.ways["trust"], **self.asked.reading)
+        method, samples, force = self.asked.options["method"], self.asked.options["samples"], self.asked.force
         wanted = target.paths(method, method in DRAWN and samples > 1, scan.acquisition)
         if not force:
             before = self.ledger.finished(target.stem, wanted, self.request, digest(scan.kspace))
             if before is not None:
-                self.say(f"{scan.name}: finished before with these settings")
+                self.asked.say(f"{scan.name}: finished before with these settings")
                 return _row(before, scan.name, {name: target.folder / p for name, p in wanted.items()}) | {"skipped": 1}
         check_free(target.folder, list(wanted.values()), force)
         choice = self._choice(scan)
-        options = self.options | self._of(choice.method, choice.samples)
+        options = self.asked.arguments(choice.method, choice.samples)
         prior = self.prior if choice.method in LEARNT else None
         result = reconstruct(scan, prior=prior, advance=self._advance(scan, bar), **options)
         if self.budget is not None:
@@ -214,15 +239,10 @@ class _Work:
         paths = self._written(result, target)
         if personal_kinds(path.stem):
             kinds = " and ".join(personal_kinds(path.stem))
-            self.say(f"{scan.name}: a pseudonym, as the name of the file seems to hold {kinds}")
+            self.asked.say(f"{scan.name}: a pseudonym, as the name of the file seems to hold {kinds}")
         for line in _summary(result):
-            self.say(line)
+            self.asked.say(line)
         return _row(result.attrs, scan.name, paths) | {"scores": result.scores, "scored": result.scored}
-
-    def _of(self, method: str, samples: int) -> dict[str, Any]:
-        """Options of a method, which has the settings of the command where it is the one that was asked for."""
-        settings = self.options["options"] if method == self.options["method"] else {}
-        return {"method": method, "samples": samples, "options": settings}
 
     def _advance(self, scan: Scan, bar: Bar) -> Callable[[int], None]:
         """Reports slices of the only scan, of several scans the part of this one."""
@@ -233,25 +253,26 @@ class _Work:
 
     def _choice(self, scan: Scan) -> Choice:
         """Method and draws: those asked for, or what the budget has time for."""
-        method, samples = self.options["method"], self.options["samples"]
+        method, samples = self.asked.options["method"], self.asked.options["samples"]
         if self.budget is None:
             return Choice(method, samples)
-        asked = self.options | {"maps": None, "calibration": None}  # of all slices; a trial has one
+        unread = {"maps": None, "calibration": None}  # of all slices; a trial has one
 
         def trial(one: Scan, method: str, samples: int) -> None:
             prior = self.prior if method in LEARNT else None
-            reconstruct(one, prior=prior, **asked | self._of(method, samples))
+            reconstruct(one, prior=prior, **self.asked.arguments(method, samples) | unread)
 
         choice = self.budget.choose(scan, method, samples, drawn=method in DRAWN, trial=trial)
         draws = f", {choice.samples} of {samples} draws" if choice.method in DRAWN else ""
-        self.say(f"{scan.name}: {choice.method}{draws} within --budget {self.budget.seconds:g}s")
+        self.asked.say(f"{scan.name}: {choice.method}{draws} within --budget {self.budget.seconds:g}s")
         return choice
 
     def _written(self, result: Reconstruction, target: Destination) -> dict[str, Path]:
         """Files of ``result`` by what they hold; a signal waits until they and their line in the ledger are there."""
         with self.stop.held():
             since = 0.0 if self.budget is None else self.budget.now()
-            paths = export(result, target, picture=_picture, **self.writing)
+            source = self.asked.files["dicom_source"]
+            paths = export(result, target, source=source, force=self.asked.force, picture=_picture)
             if self.budget is not None:
                 self.budget.wrote(since)
             files = [path.relative_to(target.folder) for path in paths.values()]

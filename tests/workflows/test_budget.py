@@ -8,7 +8,7 @@ from rsdmri.data.fastmri import read_scan
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
 from rsdmri.workflows import reconstruct_files as workflow
-from rsdmri.workflows.budget import Budget, Choice
+from rsdmri.workflows.budget import Budget, Choice, TimeLimit, parse_duration
 from rsdmri.workflows.reconstruct_files import reconstruct_files
 
 COSTS = {"rsd": (0.5, 1.0), "l1-wavelet": (0.5, 0.0), "tv": (0.8, 0.0), "sense": (0.1, 0.0), "zero-filled": (0.01, 0.0)}
@@ -38,7 +38,7 @@ def scan_of(slices, size=8):
 
 def choose(seconds, slices=10, method="rsd", samples=8, scans=1, machine=None):
     machine = machine or Machine()
-    budget = Budget(seconds, scans, clock=machine.clock)
+    budget = Budget(TimeLimit(seconds, clock=machine.clock), scans)
     budget.begin()
     choice = budget.choose(scan_of(slices), method, samples, drawn=method == "rsd", trial=machine.trial)
     return choice, machine, budget
@@ -99,7 +99,7 @@ def test_the_cheapest_method_where_nothing_fits():
 
 def test_scans_share_the_time_and_rates_are_measured_once():
     machine = Machine()
-    budget = Budget(150, 3, clock=machine.clock)
+    budget = Budget(TimeLimit(150, clock=machine.clock), 3)
     chosen = []
     for _ in range(3):
         budget.begin()
@@ -117,7 +117,7 @@ def test_scans_share_the_time_and_rates_are_measured_once():
 
 def test_time_that_passed_before_counts():
     machine = Machine()
-    late = Budget(60, 1, started=70, clock=machine.clock)
+    late = Budget(TimeLimit(60, 70, machine.clock), 1)
     late.begin()
     assert late.choose(scan_of(10), "rsd", 8, drawn=True, trial=machine.trial) == Choice(
         "rsd", 1, "--budget 60s: 1 of 8 draws fit; no spread from one draw"
@@ -133,7 +133,7 @@ def test_files_say_what_was_chosen(simulated, tmp_path, monkeypatch):
         return real(scan, **options)
 
     monkeypatch.setattr(workflow, "reconstruct", slow)
-    options = {"formats": ["h5"], "say": lines.append, "budget": 20, "clock": machine.clock}
+    options = {"formats": ["h5"], "say": lines.append, "budget": TimeLimit(20, clock=machine.clock)}
     rows = reconstruct_files(files, tmp_path, method="l1-wavelet", acceleration=2, **options)
     assert [row["method"] for row in rows] == ["sense", "l1-wavelet"]  # the second has what the first left
     slices = len(read_scan(files[0]).kspace)
@@ -151,7 +151,5 @@ def test_files_say_what_was_chosen(simulated, tmp_path, monkeypatch):
 
 
 def test_a_budget_that_is_no_time_is_refused():
-    from rsdmri.workflows.budget import parse_duration
-
     with pytest.raises(InputError, match="--budget soon: expected a time"):
         parse_duration("soon")

@@ -14,7 +14,6 @@ from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
 from rsdmri.privacy import personal_kinds
 from rsdmri.progress import progress
-from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
 from rsdmri.workflows.export import Destination, check_free, destinations, export, identity
 from rsdmri.workflows.reconstruct import (
@@ -60,16 +59,14 @@ def reconstruct_files(
         out: folder, or for one scan a file whose suffix says the format: .nii.gz, .dcm, .h5, .png, .cfl.
         formats: some of `rsdmri.workflows.export.FORMATS`; None: h5 and png, or what ``out`` says.
         dicom_source: DICOM file of the same examination, for its Study and FrameOfReference UIDs.
-        force, reading: whether to replace results that exist; options of `load_scan`.
-        settings: of the method, the ``options`` of `reconstruct`.
+        force, reading, settings: whether to replace results that exist; options of `load_scan` and of the method.
         say: takes each line for the user.
 
     Raises:
         InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
     """
     sources = [Path(path) for path in paths]
-    check_arguments(method, samples)
-    method_settings(method, settings)
+    check_arguments(method, samples, settings)
     targets = _output_files(sources, Path(out), formats, (maps, calibration, dicom_source))
     network = chosen_prior(prior, device) if method in LEARNT else None
     select_device(device)
@@ -84,14 +81,16 @@ def reconstruct_files(
         try:
             rows.append(_one_file(path, target, network, options, writing, dict(reading or {}), say))
         except InputError as error:
-            text = str(error) if os.fspath(path) in str(error) else f"{shown(path)}: {error}"
-            if len(sources) == 1:
-                _remove_if_empty(folder, existed)
-                raise InputError(text) from None
-            rows.append({"scan": target.stem, "error": text})
+            rows.append({"scan": target.stem, "error": _told(error, path)})
     if all("error" in row for row in rows):
         _remove_if_empty(folder, existed)
+        if len(rows) == 1:
+            raise InputError(rows[0]["error"])
     return rows
+
+
+def _told(error: InputError, path: Path) -> str:
+    return str(error) if os.fspath(path) in str(error) else f"{shown(path)}: {error}"
 
 
 def _one_file(

@@ -26,7 +26,7 @@ from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
-from rsdmri.reconstruction.settings import method_settings
+from rsdmri.reconstruction.settings import MethodSettings, method_settings
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
 from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
@@ -145,8 +145,7 @@ def reconstruct(
     Raises:
         InputError: one line on the argument or file that cannot be used.
     """
-    check_arguments(method, samples)
-    settings = method_settings(method, options)
+    settings = check_arguments(method, samples, options)
     _check_sets(map_sets, method, given=maps is not None or calibration is not None)
     prepare_process()
     network = chosen_prior(prior, device) if method in LEARNT else None
@@ -159,8 +158,7 @@ def reconstruct(
     _check_acs(scan, used, acceleration)
 
     sets = None if map_sets == 1 else map_sets
-    count = samples if method in DRAWN else 1
-    work = SliceWork(scan, used, method, network, count, seed, target_device, sets, settings)
+    work = SliceWork(scan, used, method, network, samples, seed, target_device, sets, settings)
     work.run(advance)
     return _finished(work, law, (time.monotonic() - started) / len(work.volume))
 
@@ -243,12 +241,13 @@ def reference_images(scan: Scan, law: MaskLaw) -> np.ndarray:
     return images
 
 
-def check_arguments(method: str, samples: int) -> None:
-    """`InputError` for a method or a number of draws that cannot be."""
+def check_arguments(method: str, samples: int, options: Mapping[str, Any] | None = None) -> MethodSettings:
+    """Settings of ``method``; `InputError` for a method, a number of draws or ``options`` that cannot be."""
     if method not in METHODS:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     if samples < 1:
         raise InputError(f"--samples {samples}: must be at least 1")
+    return method_settings(method, options)
 
 
 def chosen_prior(prior: Prior | str | os.PathLike[str] | None, device: str) -> Prior:

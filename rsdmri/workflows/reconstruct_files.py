@@ -19,7 +19,6 @@ from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
 from rsdmri.privacy import personal_kinds
 from rsdmri.progress import Bar, progress
-from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
 from rsdmri.training.distributed import Processes, joined
 from rsdmri.workflows.budget import Budget, Choice, TimeLimit
@@ -75,8 +74,7 @@ def reconstruct_files(
         out: folder, or for one scan a file whose suffix says the format: .nii.gz, .dcm, .h5, .png, .cfl.
         formats: some of `rsdmri.workflows.export.FORMATS`; None: h5 and png, or what ``out`` says.
         dicom_source: DICOM file of the same examination, for its Study and FrameOfReference UIDs.
-        force, reading: whether to replace results that exist; options of `load_scan`.
-        settings: of the method, the ``options`` of `reconstruct`.
+        force, reading, settings: whether to replace results that exist; options of `load_scan` and of the method.
         budget: time for the whole call: fewer draws where not all fit, then a cheaper method, see `Budget`; each result
             has the choice in its attributes ``samples`` and ``method``.
         say: takes each line for the user.
@@ -84,8 +82,7 @@ def reconstruct_files(
     Raises:
         InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
     """
-    check_arguments(method, samples)
-    method_settings(method, settings)
+    check_arguments(method, samples, settings)
     options: dict[str, Any] = {"method": method, "options": dict(settings or {}), "samples": samples, "seed": seed}
     options |= {"acceleration": acceleration, "map_sets": map_sets}
     files = {"maps": maps, "calibration": calibration, "dicom_source": dicom_source}

@@ -54,12 +54,13 @@ class SliceWork:
     ):
         slices, _, height, width = scan.kspace.shape
         self.scan, self.mask, self.method, self.prior = scan, mask, method, prior
-        self.samples, self.seed, self.device, self.sets = samples, seed, device, sets
         self.settings = settings or method_settings(method)
+        self.samples = samples if isinstance(self.settings, DrawSettings) else 1
+        self.seed, self.device, self.sets = seed, device, sets
         self.noise = scan_noise(scan, mask)
         self.images = np.zeros((slices, height, width), np.complex64)
         self.volume = np.zeros((slices, *scan.crop), np.float32)
-        self.std = np.zeros_like(self.volume) if samples > 1 else None
+        self.std = np.zeros_like(self.volume) if self.samples > 1 else None
         self.scale, self.sigma_y = np.ones(slices), np.zeros(slices)
         self.blank: list[int] = []
         self.notes: list[str] = []

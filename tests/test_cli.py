@@ -286,7 +286,8 @@ OPTIONS = {
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--sampler": "heun", "--steps": 18, "--churn": 0.0,
                "--states": None, "--contrast": None, "--field": None, "--seed": 0, "--out": None},
     "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
-                    "--format": "h5,png", "--force": None, "--dicom-source": None, "--budget": None, "--trust": None},
+                    "--format": "h5,png", "--force": None, "--dicom-source": None, "--budget": None, "--trust": None,
+                    "--set-method": None},
     "evaluate": {"--target": None, "--acquisition": None, "--acceleration": None, "--out": None},
     "inspect": {"--png": None, "--variable": None, "--axes": None, "--frame": None, "--trust": None},
     "convert": {"--emulate-singlecoil": None, "--force": None, "--variable": None, "--axes": None, "--frame": None},
@@ -303,7 +304,7 @@ OPTIONS = {
         ("train", ["all", "teacher", "prior"]),
         ("sample", ["heun", "euler", "dpmpp-2m"]),
         ("average", ["all", "teacher", "prior"]),
-        ("reconstruct", ["rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
+        ("reconstruct", ["rsd", "adps", "diffpir", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
     ],
 )
 def test_choices_are_the_contract(run, command, choices):

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rsdmri.diffusion.acquisitions import coil_part
 from rsdmri.diffusion.denoiser import Denoiser, given
+from rsdmri.diffusion.sample import item_noise
 from rsdmri.errors import InputError
 from rsdmri.physics.sense import Sense
 from rsdmri.priors import Prior
@@ -124,9 +126,7 @@ def _latent(
     generator = prior.generator
     if generator is None:
         raise InputError("--prior: has no one-step generator for variant latent; finish rsdmri train, or use proximal")
-    parts = [prior.bank.draw_coil_noise(_item(operator, i), own) for i, own in enumerate(generators)]
-    kept = [part for part in parts if part is not None]
-    noise = torch.cat(kept) if kept else None
+    noise = coil_part(operator, item_noise(generators)(operator.maps)) if prior.bank.coil_noise else None
     fit = fit_latent(
         lambda latents: generator(latents, operator, noise, conditions),
         operator,
@@ -138,11 +138,6 @@ def _latent(
         settings=settings,
     )
     return fit.images
-
-
-def _item(operator: Sense, index: int) -> Sense:
-    mask = operator.mask if operator.mask.ndim == 2 else operator.mask[index : index + 1]
-    return Sense(operator.maps[index : index + 1], mask)
 
 
 def _network(prior: Prior, name: Network) -> Denoiser:

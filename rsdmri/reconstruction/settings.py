@@ -72,7 +72,7 @@ class OneStepSettings(MethodSettings):
 class DrawSettings(MethodSettings):
     """What the methods that draw have in common."""
 
-    start: Start = Field("l1-wavelet", description="image that draws start from")
+    start: Start = Field("l1-wavelet", description="image that draws start from; noise: from none")
 
 
 class AdpsSettings(DrawSettings):

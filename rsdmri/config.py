@@ -354,7 +354,7 @@ def _check(tree: dict[str, Any], source: str) -> Config:
 def validated(section: type[AnySection], tree: Mapping[str, Any], source: str) -> AnySection:
     """``section`` of the values in ``tree``; `InputError` names ``source``, and the nearest name for an unknown key."""
     try:
-        return section.model_validate(dict(tree))
+        return section.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

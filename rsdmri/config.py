@@ -7,7 +7,6 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -351,7 +350,7 @@ def _check(tree: dict[str, Any], source: str) -> Config:
     return validated(Config, tree, source)
 
 
-def validated(section: type[AnySection], tree: Mapping[str, Any], source: str) -> AnySection:
+def validated(section: type[AnySection], tree: Any, source: str) -> AnySection:
     """``section`` of the values in ``tree``; `InputError` names ``source``, and the nearest name for an unknown key."""
     try:
         return section.model_validate(tree)

@@ -42,7 +42,7 @@ def signed(result: Mapping[str, Any]) -> dict[str, Any]:
 def signature(result: Mapping[str, Any]) -> str:
     """Sha256 of a result without its ``sha256``, as it stands in JSON: ``result["sha256"]`` unless it was changed."""
     bare = {name: value for name, value in result.items() if name != "sha256"}
-    text = json.dumps(_finite(bare), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(finite(bare), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -53,16 +53,17 @@ def write_metrics(path: str | os.PathLike[str], result: Mapping[str, Any]) -> No
         path = path / "metrics.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
+        write_text(path, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written ({error.strerror}); choose another") from None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` with None for each number that JSON cannot hold."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -5,7 +5,6 @@ others a part each, which the first takes over when all are done.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from rsdmri import __version__
 from rsdmri.data.derived import digest
 from rsdmri.data.volumes import read_attributes
 from rsdmri.errors import InputError
+from rsdmri.evaluation.record import finite
 from rsdmri.files import write_text
 from rsdmri.training.manifest import file_digest
 
@@ -25,7 +25,7 @@ REQUEST = "request_sha256"
 
 _TOLD = (
     *("method", "samples", "seed", "acceleration", "acceleration_nominal", "acs_lines", "seconds_per_slice"),
-    *("source_sha256", "prior_sha256", "mask_sha256", "version", "note"),
+    *("source_sha256", "prior_sha256", "mask_sha256", REQUEST, "version", "note"),
 )
 
 Row = dict[str, Any]
@@ -116,28 +116,12 @@ def request_of(options: Mapping[str, Any], files: Mapping[str, Any], prior: str 
 
 def done_row(attrs: Mapping[str, Any], scan: str, files: Sequence[Path], **more: Any) -> Row:
     """Line of a scan that was reconstructed; ``attrs`` of its result."""
-    if "scores" in more:
-        more["scores"] = _finite(more["scores"])
-    names: tuple[str, ...] = (
-        "method",
-        "samples",
-        "seed",
-        "acceleration",
-        "acceleration_nominal",
-        "acs_lines",
-        "seconds_per_slice",
-    )
-    names += ("source_sha256", "prior_sha256", "mask_sha256", REQUEST, "version", "note")
-    told = {name: _plain(attrs[name]) for name in names if name in attrs}
-    return {"scan": scan, "status": "done", **told, "files": [os.fspath(file) for file in files], **more}
+    told = {name: _plain(attrs[name]) for name in _TOLD if name in attrs}
+    return {"scan": scan, "status": "done", **told, "files": [os.fspath(file) for file in files], **finite(more)}
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _finite(scores: Mapping[str, float] | None) -> dict[str, float | None] | None:
-    return None if scores is None else {name: x if math.isfinite(x) else None for name, x in scores.items()}
 
 
 def _read(path: Path) -> dict[str, Row]:

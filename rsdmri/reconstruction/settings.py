@@ -6,7 +6,7 @@ times as long.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from rsdmri.reconstruction import classical
 Start = Literal["noise", "sense", "l1-wavelet"]
 Lines = Literal["all", "acquired"]
 Network = Literal["teacher", "generator"]
+TRIAL = 4  # evaluations whose time is taken for that of a whole run's, see `rsdmri.workflows.budget`
 Level = Annotated[float, Field(gt=0, le=SIGMA_MAX)]
 
 
@@ -28,6 +29,10 @@ class MethodSettings(Section):
     def evaluations(self) -> int:
         """Network evaluations of one draw of one image."""
         return 0
+
+    def trial(self) -> Self:
+        """Settings of a run of few evaluations, each as long as those of a whole one."""
+        return self
 
 
 class ZeroFilledSettings(MethodSettings):
@@ -91,6 +96,10 @@ class AdpsSettings(DrawSettings):
         """One a step; Heun two but for the last."""
         return self.steps if self.sampler == "euler" else 2 * self.steps - 1
 
+    def trial(self) -> Self:
+        """Of a few steps."""
+        return self.model_copy(update={"steps": min(self.steps, TRIAL)})
+
 
 class DiffpirSettings(DrawSettings):
     """Of `proximal.diffpir`."""
@@ -107,6 +116,10 @@ class DiffpirSettings(DrawSettings):
     def evaluations(self) -> int:
         """One a step."""
         return self.steps
+
+    def trial(self) -> Self:
+        """Of a few steps."""
+        return self.model_copy(update={"steps": min(self.steps, TRIAL)})
 
 
 class ProximalSettings(DrawSettings):
@@ -139,6 +152,10 @@ class LatentSettings(DrawSettings):
     def evaluations(self) -> int:
         """One an iteration and a last one."""
         return self.iterations + 1
+
+    def trial(self) -> Self:
+        """Of a few iterations."""
+        return self.model_copy(update={"iterations": min(self.iterations, TRIAL)})
 
 
 RSD: dict[str, type[MethodSettings]] = {"proximal": ProximalSettings, "latent": LatentSettings}

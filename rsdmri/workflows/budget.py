@@ -66,7 +66,9 @@ class Budget:
         """Seconds by the clock."""
         return self._clock()
 
-    def choose(self, scan: Scan, method: str, samples: int, *, drawn: bool, trial: Trial) -> Choice:
+    def choose(
+        self, scan: Scan, method: str, samples: int, *, drawn: bool, trial: Trial, stretch: float = 1.0
+    ) -> Choice:
         """The most of ``samples`` draws of ``method`` that fit, else the first of `CHEAPER` methods that does.
 
         All slices are reconstructed in any case; where nothing fits it is by the cheapest method.
@@ -77,10 +79,11 @@ class Budget:
             samples: draws asked for.
             drawn: whether ``method`` makes draws, whose number is free.
             trial: reconstructs a scan with a method and a number of draws; called for the slice with most signal.
+            stretch: how many times as long a draw of ``method`` takes as one of a trial.
         """
         slices = len(scan.kspace)
         one = _loudest(scan)
-        fixed, rate = self._rate(one, method, slices, drawn, trial)
+        fixed, rate = self._rate(one, method, slices, drawn, trial, stretch)
         seconds = self._available() / slices
         fitting = samples if fixed + samples * rate <= seconds else math.floor((seconds - fixed) / max(rate, 1e-9))
         if fitting >= samples or (fitting >= 1 and not drawn):
@@ -100,7 +103,9 @@ class Budget:
     def _available(self) -> float:
         return _USED * (self._deadline - self._clock()) - self._writing
 
-    def _rate(self, one: Scan, method: str, slices: int, drawn: bool, trial: Trial) -> tuple[float, float]:
+    def _rate(
+        self, one: Scan, method: str, slices: int, drawn: bool, trial: Trial, stretch: float = 1.0
+    ) -> tuple[float, float]:
         """Seconds of a slice without its draws, and of a draw; measured once for each size of slice."""
         key = (method, *one.kspace.shape)
         if key in self._rates:
@@ -113,7 +118,7 @@ class Budget:
             return single, 0.0  # the next scan may have more time
         several = self._timed(one, method, _DRAWS, trial) if drawn else single
         rate = min(max(0.0, (several - single) / (_DRAWS - 1)), single)
-        self._rates[key] = single - rate, rate
+        self._rates[key] = single - rate, rate * stretch
         return self._rates[key]
 
     def _timed(self, one: Scan, method: str, samples: int, trial: Trial) -> float:

@@ -19,6 +19,7 @@ from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
 from rsdmri.privacy import personal_kinds
 from rsdmri.progress import Bar, progress
+from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
 from rsdmri.training.distributed import Processes, joined
 from rsdmri.workflows.budget import Budget, Choice, TimeLimit
@@ -108,6 +109,18 @@ class _Asked:
         seconds = None if self.budget is None else self.budget.seconds
         options = {**self.options, "reading": self.reading, "budget": seconds}
         return request_of(options, self.files, None if prior is None else prior.digest)
+
+    def trial(self, method: str, samples: int) -> dict[str, Any]:
+        """`arguments` of a run of few evaluations; coil maps from the scan, for files have those of all slices."""
+        arguments = self.arguments(method, samples) | {"maps": None, "calibration": None}
+        settings = method_settings(method, arguments["options"]).trial()
+        return arguments | {"options": settings.model_dump(mode="json")}
+
+    @property
+    def stretch(self) -> float:
+        """Evaluations of a draw over those of a draw of `trial`."""
+        settings = method_settings(self.options["method"], self.options["options"])
+        return settings.evaluations / max(1, settings.trial().evaluations) if settings.evaluations else 1.0
 
     def arguments(self, method: str, samples: int) -> dict[str, Any]:
         """Of `reconstruct` with a method, which has the settings asked for where it is the one asked for."""
@@ -253,13 +266,14 @@ class _Work:
         method, samples = self.asked.options["method"], self.asked.options["samples"]
         if self.budget is None:
             return Choice(method, samples)
-        unread = {"maps": None, "calibration": None}  # of all slices; a trial has one
 
         def trial(one: Scan, method: str, samples: int) -> None:
             prior = self.prior if method in LEARNT else None
-            reconstruct(one, prior=prior, **self.asked.arguments(method, samples) | unread)
+            reconstruct(one, prior=prior, **self.asked.trial(method, samples))
 
-        choice = self.budget.choose(scan, method, samples, drawn=method in DRAWN, trial=trial)
+        choice = self.budget.choose(
+            scan, method, samples, drawn=method in DRAWN, trial=trial, stretch=self.asked.stretch
+        )
         draws = f", {choice.samples} of {samples} draws" if choice.method in DRAWN else ""
         self.asked.say(f"{scan.name}: {choice.method}{draws} within --budget {self.budget.seconds:g}s")
         return choice

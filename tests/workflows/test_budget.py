@@ -7,8 +7,10 @@ import pytest
 from rsdmri.data.fastmri import read_scan
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
+from rsdmri.reconstruction.settings import method_settings
 from rsdmri.workflows import reconstruct_files as workflow
 from rsdmri.workflows.budget import Budget, Choice, TimeLimit, parse_duration
+from rsdmri.workflows.reconstruct import METHODS
 from rsdmri.workflows.reconstruct_files import reconstruct_files
 
 COSTS = {"rsd": (0.5, 1.0), "l1-wavelet": (0.5, 0.0), "tv": (0.8, 0.0), "sense": (0.1, 0.0), "zero-filled": (0.01, 0.0)}
@@ -95,6 +97,26 @@ def test_the_cheapest_method_where_nothing_fits():
     assert choice.method == "zero-filled"
     assert "takes longer than what is left" in choice.warning
     assert "instead" not in choose(0.1, method="zero-filled")[0].warning
+
+
+def test_a_long_method_is_timed_by_a_short_run():
+    machine = Machine({**COSTS, "adps": (0.5, 0.01)})
+    budget = Budget(TimeLimit(100, clock=machine.clock), 1)
+    budget.begin()
+    choice = budget.choose(scan_of(10), "adps", 8, drawn=True, trial=machine.trial, stretch=125)
+    assert machine.time < 102  # all that the trials took
+    left = 0.9 * (100 - 0.51 - 0.51 - 0.53) - 1.5
+    assert choice.samples == int((left / 10 - 0.5) / (125 * 0.01)) == 6
+
+
+@pytest.mark.parametrize("method", [*METHODS])
+def test_trials_differ_from_whole_runs_in_their_evaluations_alone(method):
+    whole = method_settings(method)
+    trial = whole.trial()
+    assert trial.evaluations <= min(5, whole.evaluations)
+    changed = {name for name, value in whole if getattr(trial, name) != value}
+    assert changed <= {"steps", "iterations"}
+    assert bool(changed) == (whole.evaluations > 5)
 
 
 def test_scans_share_the_time_and_rates_are_measured_once():

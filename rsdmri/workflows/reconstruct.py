@@ -26,8 +26,11 @@ from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
+from rsdmri.reconstruction.held_out import HeldOutCheck
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
+from rsdmri.workflows.domain import OutOfDomain, chosen_method
+from rsdmri.workflows.trust import Trust, checked
 from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
 
 METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
@@ -46,6 +49,12 @@ class Reconstruction:
     """(S, h, w) float32 magnitude, in the units of the file, cropped to its image size."""
     std: np.ndarray | None
     """(S, h, w) float32: standard deviation of the magnitude over posterior draws; None for fewer than two."""
+    quantiles: np.ndarray | None
+    """(3, S, h, w) float32: median of the magnitude between the ends, 5 and 95 %, of the band that should hold 90 %.
+
+    ``attrs`` say how it was estimated (``quantile_estimator``) and by which factor (``interval_factor``) of which origin
+    (``interval_source``) it is wider than the draws are; ``std`` is not widened. None for fewer than two draws.
+    """
     complex_images: np.ndarray
     """(S, y, x) complex64 in scaled units, the mean of the draws, not cropped."""
     mask: np.ndarray
@@ -69,6 +78,13 @@ class Reconstruction:
     header: Header | None = None
     acquisition: str = "unknown"
     """Of the scan's file."""
+    held_out: HeldOutCheck | None = None
+    """How the image explains acquired samples that it was not shown; None where it was not asked for."""
+
+    @property
+    def alarm(self) -> str | None:
+        """Why the image is not to be trusted, for a banner; None where nothing measured speaks against it."""
+        return None if self.held_out is None else self.held_out.alarm
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.volume.shape))
@@ -113,6 +129,8 @@ def reconstruct(
     maps: str | os.PathLike[str] | None = None,
     calibration: Scan | str | os.PathLike[str] | None = None,
     map_sets: int = 1,
+    held_out: float | None = None,
+    out_of_domain: OutOfDomain = "fallback",
     trust: bool = False,
     advance: Callable[[int], None] = lambda slices: None,
 ) -> Reconstruction:
@@ -135,6 +153,9 @@ def reconstruct(
         maps: file of coil maps to use, see `rsdmri.data.maps`; None: from the scan itself.
         calibration: a separate scan of the same coils and field of view whose centre gives the coil maps.
         map_sets: 2 for objects wider than the field of view: a second set of maps for what lies on one another.
+        held_out: share of the acquired lines, such as 0.1, to hold out of a second reconstruction that is compared with
+            them: the alarm, and the factor of the band where the prior has none. Doubles the time.
+        out_of_domain: ``fallback``: scans unlike the training data are reconstructed by l1-wavelet, or ``warn`` alone.
         trust: read files in this process, see `load_scan`.
         advance: called with the number of slices after each batch.
 
@@ -148,15 +169,24 @@ def reconstruct(
     target_device = select_device(device) if network is None else network.device
     scan = _with_coils(scan if isinstance(scan, Scan) else load_scan(scan, trust), maps, calibration, trust)
     started = time.monotonic()
-    law = None if acceleration is None else _mask_law(scan, acceleration, mask, center_fraction, seed)
+    used, law = _used_mask(scan, acceleration, mask, center_fraction, seed)
+    method, *told = chosen_method(method, network, scan, used, out_of_domain)
+    sets, draws = None if map_sets == 1 else map_sets, samples if method == "rsd" else 1
+    work = SliceWork(scan, used, method, network if method in LEARNT else None, draws, seed, target_device, sets)
+    work.run(advance)
+    seconds = (time.monotonic() - started) / len(work.volume)
+    return _finished(work, law, seconds, network, checked(work, held_out), *told)
+
+
+def _used_mask(
+    scan: Scan, acceleration: float | None, family: str, center_fraction: float | None, seed: int
+) -> tuple[Tensor, MaskLaw | None]:
+    """Positions to reconstruct from, and the law of those that are left out, if any."""
+    law = None if acceleration is None else _mask_law(scan, acceleration, family, center_fraction, seed)
     used = torch.as_tensor(np.array(scan.mask))
     used = used if law is None else used & law.draw(scan.kspace.shape[-1], f"{scan.name}.h5", 0)
     _check_acs(scan, used, acceleration)
-
-    sets = None if map_sets == 1 else map_sets
-    work = SliceWork(scan, used, method, network, samples if method == "rsd" else 1, seed, target_device, sets)
-    work.run(advance)
-    return _finished(work, law, (time.monotonic() - started) / len(work.volume))
+    return used, law
 
 
 def _check_sets(sets: int, method: str, *, given: bool) -> None:
@@ -184,9 +214,17 @@ def _with_coils(
     return scan
 
 
-def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstruction:
-    """The result of ``work`` with its scores and provenance; ``seconds`` per slice."""
-    scan, network = work.scan, work.prior
+def _finished(
+    work: SliceWork,
+    law: MaskLaw | None,
+    seconds: float,
+    network: Prior | None,
+    trust: Trust,
+    warnings: tuple[str, ...],
+    facts: dict[str, Any],
+) -> Reconstruction:
+    """The result of ``work`` with its scores and provenance; ``seconds`` per slice, ``facts`` for the provenance."""
+    scan = work.scan
     target, scores, scored, notes = _score(scan, work.volume, law is not None)
     attrs = {
         **_provenance(scan, work.mask, law, work.method, network),
@@ -197,12 +235,15 @@ def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstru
         "seed": work.seed,
         "seconds_per_slice": seconds,
         "source_sha256": digest(scan.kspace),
+        **facts,
+        **trust.attrs,
         **({} if scores is None else scores),
     }
     return Reconstruction(
         name=scan.name,
         volume=work.volume,
         std=work.std,
+        quantiles=trust.quantiles,
         complex_images=work.images,
         mask=work.mask.numpy(),
         scale=work.scale,
@@ -211,10 +252,18 @@ def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstru
         scores=scores,
         scored=scored,
         attrs=attrs,
-        warnings=scan.warnings + work.warnings() + _prior_warnings(scan, work.mask, network) + notes,
+        warnings=(
+            scan.warnings
+            + work.warnings()
+            + _prior_warnings(scan, work.mask, network)
+            + warnings
+            + trust.warnings
+            + notes
+        ),
         geometry=None if scan.geometry is None else cut_geometry(scan.geometry, scan.kspace.shape[-2:], scan.crop),
         header=scan.header,
         acquisition=scan.acquisition,
+        held_out=trust.check,
     )
 
 

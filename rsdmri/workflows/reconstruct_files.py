@@ -15,6 +15,7 @@ from rsdmri.priors import Prior
 from rsdmri.privacy import personal_kinds
 from rsdmri.progress import progress
 from rsdmri.runtime import select_device
+from rsdmri.workflows.domain import OutOfDomain
 from rsdmri.workflows.export import Destination, check_free, destinations, export, identity
 from rsdmri.workflows.reconstruct import LEARNT, Reconstruction, check_arguments, chosen_prior, load_scan, reconstruct
 
@@ -32,6 +33,8 @@ def reconstruct_files(
     maps: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
     map_sets: int = 1,
+    held_out: float | None = None,
+    out_of_domain: OutOfDomain = "fallback",
     reading: Mapping[str, Any] | None = None,
     formats: Sequence[str] | None = None,
     dicom_source: str | os.PathLike[str] | None = None,
@@ -67,6 +70,7 @@ def reconstruct_files(
     rows: list[dict[str, Any]] = []
     options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
     options |= {"device": device, "maps": maps, "calibration": calibration, "map_sets": map_sets, "trust": trust}
+    options |= {"held_out": held_out, "out_of_domain": out_of_domain}
     for path, target in zip(sources, targets, strict=True):
         try:
             rows.append(_one_file(path, target, network, options, writing, dict(reading or {}), say))

@@ -17,6 +17,7 @@ from rsdmri.physics.sense import Sense, sense
 from rsdmri.priors import Prior
 from rsdmri.reconstruction import classical
 from rsdmri.reconstruction.posterior import ambient_one_step, rsd
+from rsdmri.reconstruction.uncertainty import summarise
 from rsdmri.runtime import torch_generator
 from rsdmri.workflows.conditions import scan_conditions
 
@@ -37,6 +38,7 @@ class SliceWork:
         seed: int,
         device: torch.device,
         sets: int | None = None,
+        watch: Callable[[int, PreparedSlice, Tensor], None] | None = None,
     ):
         slices, _, height, width = scan.kspace.shape
         self.scan, self.mask, self.method, self.prior = scan, mask, method, prior
@@ -45,6 +47,8 @@ class SliceWork:
         self.images = np.zeros((slices, height, width), np.complex64)
         self.volume = np.zeros((slices, *scan.crop), np.float32)
         self.std = np.zeros_like(self.volume) if samples > 1 else None
+        self.quantiles = np.zeros((3, *self.volume.shape), np.float32) if samples > 1 else None
+        self.watch = watch  # is given each slice's draws
         self.scale, self.sigma_y = np.ones(slices), np.zeros(slices)
         self.blank: list[int] = []
         self.notes: list[str] = []
@@ -105,19 +109,28 @@ class SliceWork:
         kspace = torch.stack([p.kspace for p in items]).to(self.device)
         sigma_y = torch.tensor([p.sigma_y for p in items], device=self.device)
         if self.method == "rsd":
-            images, spread = self._draws(list(prepared), operator.maps, kspace, sigma_y)
+            draws = self._draws(list(prepared), operator.maps, kspace, sigma_y)
         else:
-            images, spread = self._solve(operator, kspace, sigma_y), None
+            draws = self._solve(operator, kspace, sigma_y)[:, None]
         for position, (index, item) in enumerate(prepared.items()):
-            image = images[position].cpu()
-            magnitude = image.abs() * item.intensity
-            if self.sets is not None:  # of all sets together; the complex image is that of the first
-                image, magnitude = image[0], rss(magnitude)
-            self.images[index] = image.numpy()
-            self.scale[index], self.sigma_y[index] = item.scale, item.sigma_y
-            self.volume[index] = cropped(magnitude, self.scan.crop)
-            if self.std is not None and spread is not None:
-                self.std[index] = cropped(spread[position].cpu() * item.intensity, self.scan.crop)
+            self._summarise(index, item, draws[position].cpu())
+
+    def _summarise(self, index: int, item: PreparedSlice, draws: Tensor) -> None:
+        """Keep what ``draws`` (draw, y, x), with sets of maps (draw, set, y, x), of slice ``index`` say."""
+        if self.watch is not None:
+            self.watch(index, item, draws)
+        found = summarise(draws)
+        image, magnitude = found.mean, found.mean.abs() * item.intensity
+        if self.sets is not None:  # of all sets together; the complex image is that of the first
+            image, magnitude = image[0], rss(magnitude)
+        self.images[index] = image.numpy()
+        self.scale[index], self.sigma_y[index] = item.scale, item.sigma_y
+        self.volume[index] = cropped(magnitude, self.scan.crop)
+        if self.std is not None and found.std is not None:
+            self.std[index] = cropped(found.std * item.intensity, self.scan.crop)
+        if self.quantiles is not None and found.quantiles is not None:
+            for level, quantile in enumerate(found.quantiles):
+                self.quantiles[level, index] = cropped(quantile * item.intensity, self.scan.crop)
 
     def _solve(self, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
         match self.method:
@@ -142,9 +155,9 @@ class SliceWork:
         shifts = torch_generator("l1-wavelet", self.seed, self.scan.name)
         return classical.l1_wavelet(operator, kspace, strength=classical.l1_strength(sigma_y), generator=shifts)
 
-    def _draws(self, indices: list[int], maps: Tensor, kspace: Tensor, sigma_y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean of the complex draws and standard deviation of their magnitudes; a draw depends on slice and number."""
-        means, spreads = [], []
+    def _draws(self, indices: list[int], maps: Tensor, kspace: Tensor, sigma_y: Tensor) -> Tensor:
+        """Draws (slice, draw, y, x), complex; a draw depends on slice and number."""
+        stacks = []
         starts = self._l1_wavelet(sense(maps, self.mask), kspace, sigma_y)
         for position, index in enumerate(indices):
             one = slice(position, position + 1)
@@ -163,11 +176,8 @@ class SliceWork:
                         conditions=self._conditions(1),
                     )[0]
                 )
-            stack = torch.stack(drawn)
-            means.append(stack.mean(0))
-            spreads.append(stack.abs().std(0) if self.samples > 1 else None)
-        kept = [spread for spread in spreads if spread is not None]
-        return torch.stack(means), torch.stack(kept) if kept else None
+            stacks.append(torch.stack(drawn))
+        return torch.stack(stacks)
 
 
 def scan_noise(scan: Scan, mask: Tensor) -> NoiseEstimate:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,7 +34,7 @@ _ROUGHNESS = (0.5, 0.75, 0.9, 0.97)
 _TOP = 0.99
 _FEATURES = 2 * _BANDS - 1 + len(_BRIGHTNESS) + len(_ROUGHNESS)
 _FOLDS = 5
-_TAIL = 3.09  # standard deviations of the normal law below which 99.9 % lie
+_SHARE = 0.999
 _VISIBLE = 0.1  # share of the noise that signal must have to be measured
 
 Array = NDArray[np.float64]
@@ -157,7 +156,8 @@ def fit_statistics(
     """Statistics of ``features`` (slice, F) of the training slices; ``scans``: which scan each slice is of.
 
     Thresholds are set on scans that were not seen: the scans of each fifth have their distances to the statistics of
-    the others, and 99.9 % of a normal law fitted to the logarithms of these lie below.
+    the others. A further scan stays below with 99.9 %, as far as the logarithms of these are normal (the prediction
+    limit of Student's t with the number of scans), and none of these lies above.
 
     Raises:
         InputError: fewer than `LEAST_SCANS` scans.
@@ -176,8 +176,8 @@ def fit_statistics(
     return DomainStatistics(
         mean.tolist(),
         covariance.tolist(),
-        _reached(unseen),
-        _reached(medians),
+        _limit(unseen, len(names)),
+        _limit(medians, len(names)),
         lines,
         len(names),
         len(features),
@@ -185,10 +185,13 @@ def fit_statistics(
     )
 
 
-def _reached(distances: Array) -> float:
-    """What 99.9 % of a law with the mean and spread of the distances' logarithms stay below."""
+def _limit(distances: Array, scans: int) -> float:
+    """What a further distance stays below with 99.9 %, and all of these."""
+    from scipy.special import stdtrit
+
     logs = np.log(distances[np.isfinite(distances)])
-    return float(np.exp(logs.mean() + _TAIL * logs.std(ddof=1)))
+    reach = float(stdtrit(scans - 1, _SHARE)) * math.sqrt(1 + 1 / scans)
+    return float(np.exp(max(logs.mean() + reach * logs.std(ddof=1), logs.max())))
 
 
 def _distance(features: Array, mean: Array, covariance: Array) -> float:

@@ -7,8 +7,8 @@ exchangeable up to the noise, and
 
     E |A m - y|^2 = sigma_y^2 + (1 + 1/N) V,   V estimated by sum_i |A x_i - A m|^2 / (N - 1),
 
-so that r should be p = sqrt(1 + (1 + 1/N) mean V / sigma_y^2), whatever N >= 2. The alarm compares r with p, not with 1:
-it means that the image errs by more than its draws admit. What it cannot see: errors at lines that nobody acquired,
+so that r should be p = sqrt(1 + (1 + 1/N) mean V / sigma_y^2), whatever N >= 2. The alarm compares r with p, not with
+1: it means that the image errs by more than its draws admit. What it cannot see: errors at lines that nobody acquired,
 and errors that the draws admit (p is large then: read it, and `HeldOutCheck.explained`).
 
 The reconstruction that is checked saw fewer lines than the one that is delivered, which is better than it, mostly.
@@ -40,8 +40,8 @@ Array = NDArray[np.float64]
 def split_mask(mask: Tensor, rng: np.random.Generator, share: float = SHARE) -> tuple[Tensor, Tensor]:
     """Shown and held-out positions of ``mask`` (1, x) or (y, x), disjoint, together all of it.
 
-    About ``share`` of the acquired lines (points of 2-D masks), at least one, are held out, none of the ACS, which scale
-    and coil maps come from. They are spread: ordered by position (points: by distance from the centre), the others
+    About ``share`` of the acquired lines (points of 2-D masks), at least one, are held out, none of the ACS: scale and
+    coil maps come from it. They are spread: ordered by position (points: by distance from the centre), the others
     are cut into as many runs as there are to hold out, and one of each is drawn.
 
     Raises:
@@ -54,7 +54,9 @@ def split_mask(mask: Tensor, rng: np.random.Generator, share: float = SHARE) -> 
     outer[acs_block(mask)] = False
     rows, columns = (axis.numpy() for axis in outer.nonzero(as_tuple=True))
     if len(columns) == 0:
-        raise InputError("held_out: nothing was acquired outside the centre (ACS), nothing can be held out; leave it out")
+        raise InputError(
+            "held_out: nothing was acquired outside the centre (ACS), there is nothing to hold out; leave it"
+        )
     count = min(len(columns), max(1, round(share * int(mask.sum()))))
     place = columns if height == 1 else np.hypot((rows - height // 2) / height, (columns - width // 2) / width)
     order = np.argsort(place, kind="stable")
@@ -113,9 +115,8 @@ def compare(operator: Sense, kspace: Tensor, draws: Tensor, sigma_y: float) -> H
     block = np.unique(run * kspace.shape[-1] + columns, return_inverse=True)[1].reshape(-1)
     signal = measured.abs().square() / sigma_y**2
     single = torch.stack([error, spread], -1).movedim(0, 1)
-    return HeldOutSamples(
-        *(x.sum(0).cpu().numpy() for x in (error, spread, signal)), block, single.cpu().numpy(), len(draws)
-    )
+    sums = [x.sum(0).cpu().numpy() for x in (error, spread, signal)]
+    return HeldOutSamples(sums[0], sums[1], sums[2], block, single.cpu().numpy(), len(draws))
 
 
 def joined(parts: Sequence[HeldOutSamples]) -> HeldOutSamples:
@@ -124,7 +125,9 @@ def joined(parts: Sequence[HeldOutSamples]) -> HeldOutSamples:
         raise InputError("held_out: every slice is empty, there is nothing to compare; leave it out")
     starts = np.cumsum([0, *(int(part.block.max()) + 1 for part in parts[:-1])])
     return HeldOutSamples(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("error", "spread", "signal")),
+        np.concatenate([part.error for part in parts]),
+        np.concatenate([part.spread for part in parts]),
+        np.concatenate([part.signal for part in parts]),
         np.concatenate([part.block + start for part, start in zip(parts, starts, strict=True)]),
         np.concatenate([part.single for part in parts]),
         parts[0].draws,
@@ -167,8 +170,8 @@ def check(samples: HeldOutSamples, *, spread_factor: float = 1.0, threshold: flo
         threshold: of r / p. The error may be larger by this factor than the draws say.
     """
     coils, size = samples.coils, len(samples.error)
-    errors, signals = (np.bincount(samples.block, x) for x in (samples.error, samples.signal))
-    counts = coils * np.bincount(samples.block).astype(float)
+    errors, signals = (_sums(samples, x) for x in (samples.error, samples.signal))
+    counts = _sums(samples, np.full(size, float(coils)))
     residual, error = _root_ratio(errors, counts)
     raw = samples.signal.sum() / (coils * size)
     explained = 1 - (residual**2 - 1) / (raw - 1) if raw > 1 else math.nan
@@ -176,14 +179,14 @@ def check(samples: HeldOutSamples, *, spread_factor: float = 1.0, threshold: flo
     alarm = None
     if samples.draws > 1:
         variance = samples.spread * spread_factor**2 * (1 + 1 / samples.draws)
-        expected = counts + np.bincount(samples.block, variance)
+        expected = counts + _sums(samples, variance)
         predicted = math.sqrt(expected.sum() / counts.sum())
         excess, spread = _root_ratio(errors, expected)
         low = excess - _CONFIDENCE * (0.0 if math.isnan(spread) else spread)
         if excess > threshold and low > 1:
             alarm = (
                 f"the image does not explain measured samples that it was not shown: their residual is {residual:.2f} "
-                f"noise units, its draws predict {predicted:.2f} ({excess:.2f} times as much, alarm above {threshold:g})"
+                f"noise units, its draws predict {predicted:.2f} ({excess:.2f} times, alarm above {threshold:g})"
             )
     worse, spread = _root_ratio(errors, np.maximum(signals, 1e-12))
     if alarm is None and worse - _CONFIDENCE * (0.0 if math.isnan(spread) else spread) > 1 and raw > 1:
@@ -197,6 +200,11 @@ def check(samples: HeldOutSamples, *, spread_factor: float = 1.0, threshold: flo
 def informative(samples: HeldOutSamples) -> bool:
     """Whether the draws' spread is large enough against the noise for ``samples`` to say anything of it."""
     return samples.draws > 1 and float(samples.spread.sum()) > _INFORMATIVE * samples.coils * len(samples.spread)
+
+
+def _sums(samples: HeldOutSamples, values: Array) -> Array:
+    """Sums over blocks."""
+    return np.bincount(samples.block, values).astype(np.float64)
 
 
 def _root_ratio(top: Array, bottom: Array) -> tuple[float, float]:

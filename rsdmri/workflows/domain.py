@@ -98,3 +98,18 @@ def chosen_method(
         return method, (f"outside what the prior knows: {foreign}; the image may look right and be wrong",), attrs
     line = f"outside what the prior knows: {foreign}; reconstructed with {FALLBACK} instead of {method}"
     return FALLBACK, (line,), attrs | {"method_asked": method}
+
+
+def prior_warnings(scan: Scan, mask: Tensor, prior: Prior | None) -> tuple[str, ...]:
+    """Where the scan is unlike what the prior was trained on."""
+    if prior is None:
+        return ()
+    notes = []
+    trained, here = prior.bank.shape, scan.kspace.shape[-2:]
+    if trained != here:
+        notes.append(f"the prior was trained on {trained[0]} x {trained[1]} images, this scan is {here[0]} x {here[1]}")
+    usual = prior.config.acquisition.acceleration
+    achieved = masks.achieved_acceleration(mask, torch.as_tensor(scan.absent))
+    if not 0.6 < achieved / usual < 1.6:
+        notes.append(f"the prior was trained at acceleration {usual:g}, this scan has {achieved:.2f}")
+    return tuple(notes)

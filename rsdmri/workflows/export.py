@@ -170,7 +170,7 @@ def export(
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 move(staging / path, folder / path)
             description = folder / "dataset_description.json"
-            if any(name.startswith("nifti") for name in paths) and destination.file is None and not description.exists():
+            if _bids(destination.formats) and destination.file is None and not description.exists():
                 write_text(description, json.dumps(dataset_description(), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another --out") from None
@@ -200,7 +200,9 @@ def _write(
     for name, path in paths.items():
         match name:
             case "h5":
-                write_reconstruction(path, result.volume, std=result.std, quantiles=result.quantiles, attrs=result.attrs)
+                write_reconstruction(
+                    path, result.volume, std=result.std, quantiles=result.quantiles, attrs=result.attrs
+                )
             case _ if name.startswith("nifti") and not name.endswith("sidecar"):
                 kind = name.removeprefix("nifti").strip() or _kind(result.std is not None)
                 array = _map(result, kind)

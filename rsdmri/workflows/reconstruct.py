@@ -29,9 +29,9 @@ from rsdmri.priors import Prior, load_prior, newest_prior
 from rsdmri.reconstruction.held_out import HeldOutCheck
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
-from rsdmri.workflows.domain import OutOfDomain, chosen_method
-from rsdmri.workflows.trust import Trust, checked
+from rsdmri.workflows.domain import OutOfDomain, chosen_method, prior_warnings
 from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
+from rsdmri.workflows.trust import Trust, checked
 
 METHODS = ("rsd", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
 LEARNT = ("rsd", "ambient-one-step")
@@ -52,8 +52,8 @@ class Reconstruction:
     quantiles: np.ndarray | None
     """(3, S, h, w) float32: median of the magnitude between the ends, 5 and 95 %, of the band that should hold 90 %.
 
-    ``attrs`` say how it was estimated (``quantile_estimator``) and by which factor (``interval_factor``) of which origin
-    (``interval_source``) it is wider than the draws are; ``std`` is not widened. None for fewer than two draws.
+    ``attrs`` say how it was estimated (``quantile_estimator``), by which factor (``interval_factor``) it was widened and
+    where that comes from (``interval_source``); ``std`` is not widened. None for fewer than two draws.
     """
     complex_images: np.ndarray
     """(S, y, x) complex64 in scaled units, the mean of the draws, not cropped."""
@@ -170,12 +170,12 @@ def reconstruct(
     scan = _with_coils(scan if isinstance(scan, Scan) else load_scan(scan, trust), maps, calibration, trust)
     started = time.monotonic()
     used, law = _used_mask(scan, acceleration, mask, center_fraction, seed)
-    method, *told = chosen_method(method, network, scan, used, out_of_domain)
+    method, warnings, facts = chosen_method(method, network, scan, used, out_of_domain)
     sets, draws = None if map_sets == 1 else map_sets, samples if method == "rsd" else 1
     work = SliceWork(scan, used, method, network if method in LEARNT else None, draws, seed, target_device, sets)
     work.run(advance)
     seconds = (time.monotonic() - started) / len(work.volume)
-    return _finished(work, law, seconds, network, checked(work, held_out), *told)
+    return _finished(work, law, seconds, network, checked(work, held_out), warnings, facts)
 
 
 def _used_mask(
@@ -255,7 +255,7 @@ def _finished(
         warnings=(
             scan.warnings
             + work.warnings()
-            + _prior_warnings(scan, work.mask, network)
+            + prior_warnings(scan, work.mask, network)
             + warnings
             + trust.warnings
             + notes
@@ -382,18 +382,3 @@ def _provenance(scan: Scan, mask: Tensor, law: MaskLaw | None, method: str, prio
     if prior is not None:
         attrs["prior_sha256"] = prior.digest
     return attrs
-
-
-def _prior_warnings(scan: Scan, mask: Tensor, prior: Prior | None) -> tuple[str, ...]:
-    """Where the scan is unlike what the prior was trained on."""
-    if prior is None:
-        return ()
-    notes = []
-    trained, here = prior.bank.shape, scan.kspace.shape[-2:]
-    if trained != here:
-        notes.append(f"the prior was trained on {trained[0]} x {trained[1]} images, this scan is {here[0]} x {here[1]}")
-    usual = prior.config.acquisition.acceleration
-    achieved = masks.achieved_acceleration(mask, torch.as_tensor(scan.absent))
-    if not 0.6 < achieved / usual < 1.6:
-        notes.append(f"the prior was trained at acceleration {usual:g}, this scan has {achieved:.2f}")
-    return tuple(notes)

@@ -152,19 +152,25 @@ def _summary(result: Reconstruction) -> list[str]:
 
 def _picture(result: Reconstruction) -> bytes:
     """PNG of the middle slice (the brightest one where that is empty), with target, error and spread where known."""
-    from rsdmri.report.figures import image_grid, reconstruction_figure
+    from rsdmri.report.figures import image_grid
     from rsdmri.report.png import png_bytes
+    from rsdmri.report.reconstruction import reconstruction_figure
 
     index = len(result.volume) // 2
     if not result.volume[index].any():
         index = int(np.argmax(np.square(result.volume, dtype=np.float64).sum((1, 2))))
-    heading = f"slice {index + 1} of {len(result.volume)}, R {result.attrs['acceleration']:.2f}"
-    method, image = str(result.attrs["method"]), result.volume[index]
-    if result.target is None and result.std is None:
+    attrs = result.attrs
+    heading = f"slice {index + 1} of {len(result.volume)}, R {attrs['acceleration']:.2f}"
+    method, image = str(attrs["method"]), result.volume[index]
+    if result.target is None and result.std is None and result.alarm is None:
         return png_bytes(image_grid(image, [method], heading=heading, width=5))
     target = None if result.target is None else result.target[index]
     std = None if result.std is None else result.std[index]
-    return png_bytes(reconstruction_figure(target, {method: image}, std, heading=heading))
+    band = None if result.quantiles is None else result.quantiles[:, index]
+    heading += "" if band is None else f", band: {attrs['interval_source']}"
+    return png_bytes(
+        reconstruction_figure(target, {method: image}, std, band=band, heading=heading, alarm=result.alarm)
+    )
 
 
 def _remove_if_empty(folder: Path, existed: bool) -> None:

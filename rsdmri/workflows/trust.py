@@ -43,7 +43,8 @@ def checked(work: SliceWork, share: float | None) -> Trust:
     The factor of the band is that of the prior's calibration set, else that of held-out samples, else 1.
     """
     calibration, notes = _calibration(work)
-    check_, found, attrs = None, None, {}
+    check_, found = None, None
+    attrs: dict[str, Any] = {}
     if share is not None:
         started = time.monotonic()
         samples, held = held_out_samples(work, share)
@@ -76,7 +77,7 @@ def held_out_samples(work: SliceWork, share: float) -> tuple[HeldOutSamples, int
     """
     scan, sets = work.scan, work.sets
     shown, held = split_mask(work.mask, numpy_generator("held out", work.seed, scan.name), share)
-    parts = []
+    parts: list[HeldOutSamples] = []
 
     def watch(index: int, item: PreparedSlice, draws: Tensor) -> None:
         kspace = torch.where(held, torch.from_numpy(scan.kspace[index]), 0)

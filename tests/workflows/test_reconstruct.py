@@ -298,7 +298,8 @@ def test_files_hold_what_was_promised(method, files, prior, tmp_path):
     for row, source in zip(rows, files, strict=True):
         expected = reconstruct(source, method=method, prior=prior, acceleration=4, samples=2)
         with h5py.File(row["path"], "r") as file:
-            assert set(file) == {"reconstruction"} | ({"std"} if method == "rsd" else set())
+            maps = {"std", "quantile_05", "quantile_50", "quantile_95"}
+            assert set(file) == {"reconstruction"} | (maps if method == "rsd" else set())
             assert file["reconstruction"].dtype == np.float32
             assert np.array_equal(file["reconstruction"][...], expected.volume)
             attrs = dict(file.attrs)

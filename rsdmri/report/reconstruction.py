@@ -22,9 +22,10 @@ ERROR_FACTOR = 5
 EXPLAINED = 2.0
 """Predicted standard deviations up to which a difference is explained."""
 
-_TO_STD = 2 * 1.645  # a 90 % band is so many standard deviations wide where errors are normal
+_TO_STD = 1.645  # a 90 % band reaches so many standard deviations to each side where errors are normal
 _NEGLIGIBLE = 0.01  # of the window: differences that nobody sees need no explanation
 _SIDE = 1.7
+_STD, _HALF = "standard deviation", "half width of band"
 
 
 def reconstruction_figure(
@@ -39,9 +40,8 @@ def reconstruction_figure(
 ) -> Figure:
     """One slice by several methods: magnitudes above, ``5 |image - target|`` below, NMSE and SSIM of the slice.
 
-    With a ``band`` there is a third row: its width, and on each image the pixels whose error the band, 1.645 predicted
-    standard deviations to each side, does not explain: those off by more than `EXPLAINED` of these, and visibly.
-    `InputError` when sizes differ.
+    With a ``band``, 1.645 predicted standard deviations to each side, a third row shows its width, and on each image
+    the pixels that are off by more than `EXPLAINED` of these, and visibly. `InputError` when sizes differ.
 
     Args:
         target: (y, x), None for a prospective scan: then there are no errors.
@@ -80,13 +80,11 @@ def reconstruction_figure(
             grid.image(1, column, np.abs(image - reference), white / ERROR_FACTOR, "inferno")
             grid.title(1, column, f"{ERROR_FACTOR} × |error|")
             if band is not None:
-                _beyond(grid, (2, column), (image, reference), maps["width"] / _TO_STD, white)
+                _beyond(grid, (2, column), (image, reference), maps[_HALF] / _TO_STD, white)
     for number, (name, values) in enumerate(maps.items()):
         place = (0, len(shown) + number) if extra else (1 + number, 0)
-        shrunk = values if name == "std" else values / 2
-        grid.image(*place, shrunk, white / ERROR_FACTOR, "inferno")
-        words = "standard deviation" if name == "std" else "half width of band"
-        grid.title(*place, f"{ERROR_FACTOR} × {words}", " " * (extra > 0 and first > 0.24))
+        grid.image(*place, values, white / ERROR_FACTOR, "inferno")
+        grid.title(*place, f"{ERROR_FACTOR} × {name}", " " * (extra > 0 and first > 0.24))
     if reference is not None or extra:
         _percent_bar(grid, 0 if extra else 1)
     return grid.figure
@@ -108,13 +106,13 @@ def difference_figure(
 
 
 def _maps(std: ArrayLike | None, band: ArrayLike | None) -> dict[str, NDArray[Any]]:
-    """Standard deviation and width, where they are known."""
+    """Standard deviation and half width of the band by their names, where they are known."""
     if band is None:
-        return {} if std is None else {"std": magnitudes(std)[0]}
+        return {} if std is None else {_STD: magnitudes(std)[0]}
     if std is None or np.ndim(band) != 3 or len(np.asarray(band)) != 3:
         raise InputError(f"band: expected (3, y, x) and a standard deviation beside it, got shape {np.shape(band)}")
     low, _, high = magnitudes(band)
-    return {"std": magnitudes(std)[0], "width": high - low}
+    return {_STD: magnitudes(std)[0], _HALF: (high - low) / 2}
 
 
 def _beyond(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,15 +55,8 @@ def calibrate(
     bare = Prior(prior.denoiser, prior.generator, prior.bank, prior.config, _without_calibration(prior))
     scores, before, pixels = [], [], 0
     for scan in scans:
-        result = reconstruct(
-            scan,
-            method=method,
-            prior=bare,
-            acceleration=acceleration,
-            samples=samples,
-            seed=seed,
-            out_of_domain="warn",
-        )
+        options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
+        result = reconstruct(scan, prior=bare, out_of_domain="warn", **options)
         if result.target is None or result.quantiles is None:
             raise InputError(f"{result.name}: {result.scored}; calibration needs full images and at least 2 draws")
         inside = object_mask(result.target)
@@ -71,17 +65,8 @@ def calibrate(
         pixels += int(inside.sum())
         advance(1)
     factor = conformal_quantile(scores, level)
-    found = Calibration(
-        factor,
-        level,
-        len(scores),
-        pixels,
-        method,
-        float(acceleration),
-        samples,
-        prior.digest,
-        float(np.mean(before)),
-    )
+    made_with = (method, float(acceleration), samples, prior.digest)
+    found = Calibration(factor, level, len(scores), pixels, *made_with, float(np.mean(before)))
     if folder is not None:
         save_calibration(folder, found)
     return found

@@ -52,8 +52,8 @@ class Reconstruction:
     quantiles: np.ndarray | None
     """(3, S, h, w) float32: median of the magnitude between the ends, 5 and 95 %, of the band that should hold 90 %.
 
-    ``attrs`` say how it was estimated (``quantile_estimator``), by which factor (``interval_factor``) it was widened and
-    where that comes from (``interval_source``); ``std`` is not widened. None for fewer than two draws.
+    ``attrs`` say how it was estimated (``quantile_estimator``), by which factor it was widened (``interval_factor``)
+    and where that comes from (``interval_source``); ``std`` is not widened. None for fewer than two draws.
     """
     complex_images: np.ndarray
     """(S, y, x) complex64 in scaled units, the mean of the draws, not cropped."""
@@ -153,8 +153,7 @@ def reconstruct(
         maps: file of coil maps to use, see `rsdmri.data.maps`; None: from the scan itself.
         calibration: a separate scan of the same coils and field of view whose centre gives the coil maps.
         map_sets: 2 for objects wider than the field of view: a second set of maps for what lies on one another.
-        held_out: share of the acquired lines, such as 0.1, to hold out of a second reconstruction that is compared with
-            them: the alarm, and the factor of the band where the prior has none. Doubles the time.
+        held_out: share of acquired lines, such as 0.1, to check a second reconstruction with; doubles the time.
         out_of_domain: ``fallback``: scans unlike the training data are reconstructed by l1-wavelet, or ``warn`` alone.
         trust: read files in this process, see `load_scan`.
         advance: called with the number of slices after each batch.
@@ -174,8 +173,8 @@ def reconstruct(
     sets, draws = None if map_sets == 1 else map_sets, samples if method == "rsd" else 1
     work = SliceWork(scan, used, method, network if method in LEARNT else None, draws, seed, target_device, sets)
     work.run(advance)
-    seconds = (time.monotonic() - started) / len(work.volume)
-    return _finished(work, law, seconds, network, checked(work, held_out), warnings, facts)
+    facts |= {"seconds_per_slice": (time.monotonic() - started) / len(work.volume)}
+    return _finished(work, law, network, checked(work, held_out), warnings, facts)
 
 
 def _used_mask(
@@ -217,13 +216,12 @@ def _with_coils(
 def _finished(
     work: SliceWork,
     law: MaskLaw | None,
-    seconds: float,
     network: Prior | None,
     trust: Trust,
     warnings: tuple[str, ...],
     facts: dict[str, Any],
 ) -> Reconstruction:
-    """The result of ``work`` with its scores and provenance; ``seconds`` per slice, ``facts`` for the provenance."""
+    """The result of ``work`` with its scores and provenance, ``facts`` among it."""
     scan = work.scan
     target, scores, scored, notes = _score(scan, work.volume, law is not None)
     attrs = {
@@ -233,7 +231,6 @@ def _finished(
         "noise_source": work.noise.source,
         "samples": work.samples,
         "seed": work.seed,
-        "seconds_per_slice": seconds,
         "source_sha256": digest(scan.kspace),
         **facts,
         **trust.attrs,

@@ -46,7 +46,7 @@ def reconstruct_files(
 
     Each row of the result holds ``scan`` and, when it worked, ``path`` (the first format's), ``paths``, ``method``,
     ``acceleration``, ``seconds_per_slice``, ``scores`` (None where there are none) and ``scored``; when it did not,
-    ``error``, one line. Nothing is left of a scan that failed. Further arguments are those of `reconstruct`.
+    ``error``, one line. Nothing is left of a scan that failed. Further arguments: see `reconstruct`.
 
     Args:
         paths: scans.
@@ -64,8 +64,7 @@ def reconstruct_files(
     targets = _output_files(sources, Path(out), formats, (maps, calibration, dicom_source))
     network = chosen_prior(prior, device) if method in LEARNT else None
     select_device(device)
-    existed = targets[0].folder.is_dir()
-    folder = output_directory(targets[0].folder)
+    existed, folder = targets[0].folder.is_dir(), output_directory(targets[0].folder)
     writing: dict[str, Any] = {"source": dicom_source, "force": force}
     rows: list[dict[str, Any]] = []
     options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
@@ -80,8 +79,7 @@ def reconstruct_files(
                 _remove_if_empty(folder, existed)
                 raise InputError(text) from None
             rows.append({"scan": target.stem, "error": text})
-    if all("error" in row for row in rows):
-        _remove_if_empty(folder, existed)
+    _remove_if_empty(folder, existed)  # it is where no file worked
     return rows
 
 

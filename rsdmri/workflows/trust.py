@@ -40,7 +40,8 @@ class Trust:
 def checked(work: SliceWork, share: float | None) -> Trust:
     """The band of a finished ``work``, calibrated where that is possible; with a ``share``, its held-out check.
 
-    The factor of the band is that of the prior's calibration set, else that of held-out samples, else 1.
+    The factor of the band is that of the prior's calibration set, else that of held-out samples, else 1. For the check
+    the scan is reconstructed once more from the other lines, which takes as long as the first time.
     """
     calibration, notes = _calibration(work)
     check_, found = None, None

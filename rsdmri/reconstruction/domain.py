@@ -157,7 +157,7 @@ def fit_statistics(
 
     Thresholds are set on scans that were not seen: the scans of each fifth have their distances to the statistics of
     the others. A further scan stays below with 99.9 %, as far as the logarithms of these are normal (the prediction
-    limit of Student's t with the number of scans), and none of these lies above.
+    limit of Student's t with the number of scans).
 
     Raises:
         InputError: fewer than `LEAST_SCANS` scans.
@@ -186,12 +186,12 @@ def fit_statistics(
 
 
 def _limit(distances: Array, scans: int) -> float:
-    """What a further distance stays below with 99.9 %, and all of these."""
+    """What a further distance stays below with 99.9 %."""
     from scipy.special import stdtrit
 
     logs = np.log(distances[np.isfinite(distances)])
     reach = float(stdtrit(scans - 1, _SHARE)) * math.sqrt(1 + 1 / scans)
-    return float(np.exp(max(logs.mean() + reach * logs.std(ddof=1), logs.max())))
+    return float(np.exp(logs.mean() + reach * logs.std(ddof=1)))
 
 
 def _distance(features: Array, mean: Array, covariance: Array) -> float:

@@ -37,6 +37,12 @@ _INFORMATIVE = 0.5  # predicted variance over noise variance, from which on samp
 Array = NDArray[np.float64]
 
 
+def check_share(share: float) -> None:
+    """`InputError` for a share of held-out lines that cannot be."""
+    if not 0 < share <= 0.5:
+        raise InputError(f"held_out {share:g}: expected a share above 0 and at most 0.5, such as {SHARE}")
+
+
 def split_mask(mask: Tensor, rng: np.random.Generator, share: float = SHARE) -> tuple[Tensor, Tensor]:
     """Shown and held-out positions of ``mask`` (1, x) or (y, x), disjoint, together all of it.
 
@@ -47,8 +53,7 @@ def split_mask(mask: Tensor, rng: np.random.Generator, share: float = SHARE) -> 
     Raises:
         InputError: a share outside (0, 0.5], or nothing was acquired outside the ACS.
     """
-    if not 0 < share <= 0.5:
-        raise InputError(f"held_out {share:g}: expected a share above 0 and at most 0.5, such as {SHARE}")
+    check_share(share)
     height, width = mask.shape
     outer = mask.clone()
     outer[acs_block(mask)] = False

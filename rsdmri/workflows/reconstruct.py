@@ -26,7 +26,7 @@ from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
-from rsdmri.reconstruction.held_out import HeldOutCheck
+from rsdmri.reconstruction.held_out import HeldOutCheck, check_share
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
 from rsdmri.workflows.domain import OutOfDomain, chosen_method, prior_warnings
@@ -161,7 +161,7 @@ def reconstruct(
     Raises:
         InputError: one line on the argument or file that cannot be used.
     """
-    check_arguments(method, samples)
+    check_arguments(method, samples, held_out)
     _check_sets(map_sets, method, given=maps is not None or calibration is not None)
     prepare_process()
     network = chosen_prior(prior, device) if method in LEARNT else None
@@ -281,8 +281,10 @@ def reference_images(scan: Scan, law: MaskLaw) -> np.ndarray:
     return images
 
 
-def check_arguments(method: str, samples: int) -> None:
-    """`InputError` for a method or a number of draws that cannot be."""
+def check_arguments(method: str, samples: int, held_out: float | None = None) -> None:
+    """`InputError` for a method, a number of draws or a share of held-out lines that cannot be."""
+    if held_out is not None:
+        check_share(held_out)
     if method not in METHODS:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     if samples < 1:

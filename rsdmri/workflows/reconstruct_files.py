@@ -57,16 +57,15 @@ def reconstruct_files(
         say: takes each line for the user.
 
     Raises:
-        InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
+        InputError: arguments that no file could be reconstructed with; the file's own error if it is the only one.
     """
     sources = [Path(path) for path in paths]
-    check_arguments(method, samples)
+    check_arguments(method, samples, held_out)
     targets = _output_files(sources, Path(out), formats, (maps, calibration, dicom_source))
     network = chosen_prior(prior, device) if method in LEARNT else None
     select_device(device)
     existed, folder = targets[0].folder.is_dir(), output_directory(targets[0].folder)
-    writing: dict[str, Any] = {"source": dicom_source, "force": force}
-    rows: list[dict[str, Any]] = []
+    writing, rows = {"source": dicom_source, "force": force}, list[dict[str, Any]]()
     options: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
     options |= {"device": device, "maps": maps, "calibration": calibration, "map_sets": map_sets, "trust": trust}
     options |= {"held_out": held_out, "out_of_domain": out_of_domain}

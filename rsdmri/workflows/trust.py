@@ -46,9 +46,14 @@ def checked(work: SliceWork, share: float | None) -> Trust:
     calibration, notes = _calibration(work)
     check_, found = None, None
     attrs: dict[str, Any] = {}
+    started, measured = time.monotonic(), None
     if share is not None:
-        started = time.monotonic()
-        samples, held = held_out_samples(work, share)
+        try:
+            measured = held_out_samples(work, share)
+        except InputError as error:
+            notes += (f"not checked: {error}",)
+    if share is not None and measured is not None:
+        samples, held = measured
         check_ = check(samples, spread_factor=1.0 if calibration is None else calibration.factor)
         found, note = _own_factor(samples, work)
         notes += note

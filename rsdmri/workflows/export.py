@@ -41,10 +41,9 @@ class Destination:
         found: dict[str, Path] = {}
         for name in self.formats:
             match name:
-                case "nifti":
+                case "nifti" | "nifti-quantiles":
                     found |= self._nifti(method, spread, acquisition)
-                case "nifti-quantiles":
-                    for kind in _QUANTILES if spread else ():
+                    for kind in _QUANTILES if spread and name == "nifti-quantiles" else ():
                         found |= self._nifti_map(kind, method, acquisition)
                 case "dicom":
                     named = self.file is not None and format_of(self.file) == "dicom"

@@ -190,14 +190,14 @@ def check(samples: HeldOutSamples, *, spread_factor: float = 1.0, threshold: flo
         low = excess - _CONFIDENCE * (0.0 if math.isnan(spread) else spread)
         if excess > threshold and low > 1:
             alarm = (
-                f"the image does not explain measured samples that it was not shown: their residual is {residual:.2f} "
-                f"noise units, its draws predict {predicted:.2f} ({excess:.2f} times, alarm above {threshold:g})"
+                f"held-out residual {residual:.2f} noise units, draws predict {predicted:.2f} (alarm above {threshold:g} "
+                "times that): the image does not explain measured samples that it was not shown"
             )
     worse, spread = _root_ratio(errors, np.maximum(signals, 1e-12))
     if alarm is None and worse - _CONFIDENCE * (0.0 if math.isnan(spread) else spread) > 1 and raw > 1:
         alarm = (
-            "the image contradicts measured samples that it was not shown: a residual of "
-            f"{residual:.2f} noise units, where an empty image would leave {math.sqrt(raw):.2f}"
+            f"held-out residual {residual:.2f} noise units, an empty image would leave {math.sqrt(raw):.2f}: the image "
+            "contradicts measured samples that it was not shown"
         )
     return HeldOutCheck(residual, error, predicted, excess, low, explained, coils * size, alarm)
 

@@ -190,7 +190,7 @@ def check(samples: HeldOutSamples, *, spread_factor: float = 1.0, threshold: flo
         low = excess - _CONFIDENCE * (0.0 if math.isnan(spread) else spread)
         if excess > threshold and low > 1:
             alarm = (
-                f"held-out residual {residual:.2f} noise units, draws predict {predicted:.2f} (alarm above {threshold:g} "
+                f"held-out residual {residual:.2f} noise units, draws predict {predicted:.2f} (alarm at {threshold:g} "
                 "times that): the image does not explain measured samples that it was not shown"
             )
     worse, spread = _root_ratio(errors, np.maximum(signals, 1e-12))

@@ -287,6 +287,8 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
     target = select_device(device)
     meta = _read_meta(folder / "config.json")
     tensors, _ = load_tensors(folder / "model.safetensors")
+    if (folder / "calibration.json").is_file():  # written later than the prior, see `rsdmri.workflows.calibrate`
+        meta["calibration"] = _read_json(folder / "calibration.json")
     config = config_from_dict(meta["config"], str(folder / "config.json"))
     try:
         denoiser = build_denoiser(config, meta["sigma_data"], target)
@@ -334,13 +336,17 @@ def _locate(path: Path) -> Path:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path}: not readable JSON; copy the prior's folder again") from None
+    meta = _read_json(path)
     if not isinstance(meta, dict) or not {"kind", "config", "sigma_data", "further_drop"} <= meta.keys():
         raise InputError(f"{path}: not the config.json of an rsdmri prior; give the folder of a prior")
     return meta
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{path}: not readable JSON; copy the prior's folder again") from None
 
 
 def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

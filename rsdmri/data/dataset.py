@@ -244,7 +244,7 @@ class TrainingSlices:
         self._disk.store(key, {"maps": prepared.maps, "intensity": prepared.intensity, "scale": scale_tensor})
         return prepared
 
-    def _scaled(self, item: int) -> tuple[Tensor, Tensor, float]:
+    def scaled(self, item: int) -> tuple[Tensor, Tensor, float]:
         """K-space, mask and noise level of a prepared slice, without waiting for coil maps."""
         if item in self._cache:
             known = self._cache[item]
@@ -347,7 +347,7 @@ class TrainingSlices:
         powers = []
         for item in [k * len(self) // count for k in range(count)]:
             ref = self.slices[item]
-            kspace, mask, sigma_y = self._scaled(item)
+            kspace, mask, sigma_y = self.scaled(item)
             density = self._density(ref).clamp_min(1e-6)
             samples = kspace.abs().square().sum(0)
             lines = torch.where(mask, (samples - sigma_y**2 * len(kspace)) / density, 0)

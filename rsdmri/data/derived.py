@@ -26,6 +26,13 @@ _KEPT = {
     "seed": "Seed",
     "scale": "Scale",
     "prior_sha256": "PriorSHA256",
+    "quantile_estimator": "QuantileEstimator",
+    "interval_factor": "IntervalFactor",
+    "interval_source": "IntervalSource",
+    "held_out_residual": "HeldOutResidual",
+    "held_out_predicted": "HeldOutResidualPredicted",
+    "alarm": "Alarm",
+    "out_of_domain": "OutOfDomain",
 }
 _CONTRASTS = (("FLAIR", "FLAIR"), (r"T2\*|T2STAR", "T2starw"), ("T2", "T2w"), ("T1", "T1w"), (r"PD(W|FS|_|\b)", "PDw"))
 

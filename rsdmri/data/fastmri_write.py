@@ -15,17 +15,29 @@ PathLike = str | os.PathLike[str]
 
 
 def write_reconstruction(
-    path: PathLike, volume: np.ndarray, *, std: np.ndarray | None = None, attrs: Mapping[str, object] | None = None
+    path: PathLike,
+    volume: np.ndarray,
+    *,
+    std: np.ndarray | None = None,
+    quantiles: np.ndarray | None = None,
+    attrs: Mapping[str, object] | None = None,
 ) -> None:
-    """Write magnitudes in fastMRI's submission form: data set ``reconstruction``, optional ``std``, attributes.
+    """Write magnitudes in fastMRI's submission form: data set ``reconstruction``, attributes, maps of uncertainty.
+
+    These are ``std`` and ``quantile_05``, ``quantile_50``, ``quantile_95``, in the units of the reconstruction; the
+    last three are the ends and the median of the band that should hold 90 %. Attributes ``quantile_estimator``,
+    ``interval_factor`` and ``interval_source`` of the file say how they came about, see `rsdmri.Reconstruction`.
 
     Args:
         path: file to write, replaced atomically.
         volume: (slice, h, w) real, written as float32.
         std: standard deviation of each pixel over posterior samples, the shape of ``volume``.
+        quantiles: (3, slice, h, w), ascending.
         attrs: file attributes; the research-only note is always added.
     """
-    arrays = {"reconstruction": volume} if std is None else {"reconstruction": volume, "std": std}
+    arrays = {"reconstruction": volume} | ({} if std is None else {"std": std})
+    if quantiles is not None:
+        arrays |= dict(zip(("quantile_05", "quantile_50", "quantile_95"), quantiles, strict=True))
     for name, array in arrays.items():
         if array.ndim != 3 or array.shape != volume.shape or np.iscomplexobj(array):
             raise ValueError(f"{name}: expected real (slice, h, w) like the volume, got {array.dtype} {array.shape}")

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rsdmri.data.volumes import read_attributes, read_optional, read_volume
@@ -17,6 +16,7 @@ from rsdmri.evaluation.record import signed, write_metrics
 from rsdmri.metrics.haarpsi import LEAST_SIDE, haarpsi
 from rsdmri.metrics.image import common_crop, complex_nrmse, evaluate_volume
 from rsdmri.metrics.intervals import mean_interval
+from rsdmri.metrics.uncertainty import coverage, object_mask
 from rsdmri.runtime import numpy_generator
 from rsdmri.training.manifest import file_digest
 
@@ -45,7 +45,6 @@ METRICS = {
 TARGET_NAMES = ("reconstruction_esc", "reconstruction_rss", "reconstruction")
 RECONSTRUCTION_NAMES = ("reconstruction",)
 _COMPLEX, _LOW, _HIGH = "reconstruction_complex", "quantile_05", "quantile_95"
-_OBJECT_SHARE = 0.1  # of the 99th percentile: in an empty background every interval covers
 
 
 def evaluate(
@@ -114,8 +113,7 @@ def _further(reconstruction: Path, target: Path, t: NDArray[Any]) -> dict[str, f
     if low is not None and high is not None:
         reference, low = common_crop(t, low)
         _, high = common_crop(t, high)
-        inside = reference > _OBJECT_SHARE * np.percentile(reference, 99)
-        found["coverage_90"] = float(((low <= reference) & (reference <= high))[inside].mean())
+        found["coverage_90"] = coverage(reference, low, high, object_mask(reference))
     residual = read_attributes(reconstruction, ("held_out_residual",)).get("held_out_residual")
     if isinstance(residual, float):
         found["held_out_residual"] = residual

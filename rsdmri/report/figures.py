@@ -1,7 +1,7 @@
-"""Figures of images, reconstructions, k-space and training. Each call returns a `Figure` of its own.
+"""Figures of images, k-space and training. Each call returns a `Figure` of its own.
 
-Magnitudes are shown in grey, black at 0, one window per figure; errors and standard deviations in one fifth of that
-window. Colours are Okabe and Ito's, which colour-blind readers can tell apart. Save with `save_png`.
+Magnitudes are shown in grey, black at 0, one window per figure. Colours are Okabe and Ito's, which colour-blind readers
+can tell apart. Save with `save_png`.
 """
 
 import math
@@ -12,15 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from rsdmri.errors import InputError
-from rsdmri.metrics.image import nmse, ssim
+from rsdmri.report.grid import Grid
 from rsdmri.report.png import common_window, magnitudes, save_image_png, save_png
-from rsdmri.report.style import COLOURS, HEAD, INK, QUIET, SMALL, TEXT, quiet
+from rsdmri.report.reconstruction import reconstruction_figure
+from rsdmri.report.style import COLOURS, INK, QUIET, SMALL, TEXT, quiet
 
 __all__ = [
     "curves_figure",
@@ -33,67 +32,10 @@ __all__ = [
     "states_figure",
 ]
 
-ERROR_FACTOR = 5
-
 _SKIPPED, _ABSENT = "#bcd7ee", "#f3d9c4"
 _DECADES = 4.5  # of k-space magnitude shown
 _LOGARITHMIC = ("loss", "validation", "gradient norm")
 _FEW = 30  # values of a curve that are marked one by one
-
-
-class _Grid:
-    """A figure with cells placed in inches, so that labels have the room they need at any number of cells."""
-
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        cell: tuple[float, float],
-        *,
-        above: Sequence[float],
-        left: float = 0.08,
-        right: float = 0.08,
-        heading: str | None = None,
-    ) -> None:
-        self.rows, self.columns = shape
-        self.width, self.height = cell
-        self.gap, self.left, self.above = 0.06, left, above
-        self.top = 0.34 if heading else 0.06
-        figure_width = left + self.columns * cell[0] + (self.columns - 1) * self.gap + right
-        figure_height = self.top + sum(above) + self.rows * cell[1] + 0.06
-        self.figure = Figure(figsize=(figure_width, figure_height), facecolor="white")
-        if heading:
-            heading = _fit(heading, figure_width - 0.16, HEAD, bold=True)
-            self.text(0.08, figure_height - 0.25, heading, size=HEAD, weight="bold")
-
-    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
-        """Left, bottom, width, height of a cell in inches."""
-        total = self.figure.get_figheight()
-        bottom = total - self.top - sum(self.above[: row + 1]) - (row + 1) * self.height
-        return self.left + column * (self.width + self.gap), bottom, self.width, self.height
-
-    def axes(self, box: tuple[float, float, float, float]) -> Axes:
-        width, height = self.figure.get_size_inches()
-        return self.figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-
-    def text(self, x: float, y: float, text: str, *, size: float = TEXT, **style: Any) -> None:
-        width, height = self.figure.get_size_inches()
-        style = {"color": INK, "va": "baseline", **style}
-        self.figure.text(x / width, y / height, text, fontsize=size, **style)
-
-    def image(self, row: int, column: int, image: NDArray[Any], window: float, cmap: str = "gray") -> Axes:
-        axes = self.axes(self.box(row, column))
-        axes.imshow(image, cmap=cmap, vmin=0, vmax=window, aspect="auto", interpolation="antialiased")
-        axes.set_axis_off()
-        return axes
-
-    def title(self, row: int, column: int, title: str, caption: str = "") -> None:
-        """Bold title and quiet caption above a cell, cut to its width."""
-        x, y, width, height = self.box(row, column)
-        y += height + 0.07
-        if caption:
-            self.text(x, y, _fit(caption, width, SMALL), size=SMALL, color=QUIET)
-            y += 0.15
-        self.text(x, y, _fit(title, width, TEXT, bold=True), weight="bold")
 
 
 def image_grid(
@@ -116,7 +58,7 @@ def image_grid(
     rows = math.ceil(len(x) / columns)
     side = (width - 0.16 - 0.06 * (columns - 1)) / columns
     above = [0.22 if titles else (0.06 if row else 0.0) for row in range(rows)]
-    grid = _Grid((rows, columns), (side, side * x.shape[1] / x.shape[2]), above=above, heading=heading)
+    grid = Grid((rows, columns), (side, side * x.shape[1] / x.shape[2]), above=above, heading=heading)
     white = common_window(x) if window is None else window
     for i, image in enumerate(x):
         grid.image(*divmod(i, columns), image, white)
@@ -139,7 +81,7 @@ def states_figure(
     shown = np.unique(np.linspace(0, len(steps) - 1, min(levels, len(steps))).round().astype(int))
     side, height, width = 1.05, *ends.shape[1:]
     above = [0.24, *[0.06] * (len(ends) - 1)]
-    grid = _Grid((len(ends), len(shown) + 1), (side, side * height / width), above=above, heading=heading)
+    grid = Grid((len(ends), len(shown) + 1), (side, side * height / width), above=above, heading=heading)
     white = common_window(ends)
     for column, step in enumerate(shown):
         for row, image in enumerate(magnitudes(estimates[:, step])):
@@ -149,75 +91,6 @@ def states_figure(
         grid.image(row, len(shown), image, white)
     grid.title(0, len(shown), "sample")
     return grid.figure
-
-
-def reconstruction_figure(
-    target: ArrayLike | None,
-    images: Mapping[str, ArrayLike],
-    std: ArrayLike | None = None,
-    *,
-    heading: str | None = None,
-    captions: Mapping[str, str] | None = None,
-) -> Figure:
-    """One slice by several methods: magnitudes above, ``5 |image - target|`` below, NMSE and SSIM of the slice.
-
-    ``target`` (y, x), ``None`` for a prospective scan: then there is no error row. ``images``: name to (y, x).
-    ``std`` (y, x): a standard deviation map, shown in the error window below the target, or as the last column.
-    ``captions`` replaces the metrics under a name. `InputError` when sizes differ.
-    """
-    shown = {name: magnitudes(image)[0] for name, image in images.items()}
-    reference = None if target is None else magnitudes(target)[0]
-    if reference is not None:
-        shown = {"Fully sampled": reference, **shown}
-    spread = None if std is None else magnitudes(std)[0]
-    sizes = {image.shape for image in (*shown.values(), *([] if spread is None else [spread]))}
-    if len(sizes) != 1:
-        raise InputError(f"images: one size expected, got {', '.join(f'{h}x{w}' for h, w in sorted(sizes))}")
-    height, width = sizes.pop()
-    extra = spread is not None and reference is None
-    side = 1.7
-    notes = {name: (captions or {}).get(name) or _scores(reference, image) for name, image in shown.items()}
-    first = 0.4 if any(notes.values()) else 0.24
-    grid = _Grid(
-        (1 if reference is None else 2, len(shown) + extra),
-        (side, side * height / width),
-        above=[first] if reference is None else [first, 0.24],
-        right=0.08 if reference is None and not extra else 0.62,
-        heading=heading,
-    )
-    white = common_window(np.stack([reference] if reference is not None else list(shown.values())))
-    for column, (name, image) in enumerate(shown.items()):
-        grid.image(0, column, image, white)
-        grid.title(0, column, name, notes[name] or " " * (first > 0.24))
-        if reference is not None and column:
-            grid.image(1, column, np.abs(image - reference), white / ERROR_FACTOR, "inferno")
-            grid.title(1, column, f"{ERROR_FACTOR} × |error|")
-    place = (0, len(shown)) if extra else (1, 0)
-    if spread is not None:
-        grid.image(*place, spread, white / ERROR_FACTOR, "inferno")
-        grid.title(*place, f"{ERROR_FACTOR} × standard deviation", " " * (extra and first > 0.24))
-    if reference is not None or extra:
-        _percent_bar(grid, place[0])
-    return grid.figure
-
-
-def _scores(reference: NDArray[Any] | None, image: NDArray[Any]) -> str:
-    if reference is None or image is reference or not reference.any():
-        return ""
-    text = f"NMSE {nmse(reference[None], image[None]):.3g}"
-    return text if min(image.shape) < 7 else f"{text}  SSIM {ssim(reference[None], image[None]):.3f}"
-
-
-def _percent_bar(grid: _Grid, row: int) -> None:
-    """Scale of the error window right of a row, in per cent of the image window."""
-    left, bottom, _, height = grid.box(row, grid.columns - 1)
-    axes = grid.axes((left + grid.width + 0.08, bottom, 0.09, height))
-    axes.imshow(np.linspace(1, 0, 256)[:, None], cmap="inferno", aspect="auto", extent=(0, 1, 0, 100 / ERROR_FACTOR))
-    axes.yaxis.tick_right()
-    axes.set_xticks([])
-    axes.set_yticks([0, 10, 20], ["0", "10", "20 %"])
-    axes.tick_params(labelsize=SMALL, length=2, pad=2, colors=QUIET)
-    axes.spines[:].set_visible(False)
 
 
 def kspace_figure(
@@ -244,7 +117,7 @@ def kspace_figure(
     logarithm = np.log10(np.maximum(size / (size.max() or 1), 10**-_DECADES)) / _DECADES + 1
     side = 3.6
     cell, last = (side, side * k.shape[1] / k.shape[2]), int(image is not None)
-    grid = _Grid((1, 1 + last), cell, above=[0.24], right=1.75, heading=heading)
+    grid = Grid((1, 1 + last), cell, above=[0.24], right=1.75, heading=heading)
     if image is not None:
         x = magnitudes(image)
         grid.image(0, 0, x[0], common_window(x))
@@ -279,7 +152,7 @@ def loss_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = None
     """
     stages = _by_stage(rows)
     down, across = math.ceil(len(stages) / 2), min(len(stages), 2)
-    grid = _Grid((down, across), (3.7 if across > 1 else 6.0, 2.7), above=[0.0] * down, heading=heading)
+    grid = Grid((down, across), (3.7 if across > 1 else 6.0, 2.7), above=[0.0] * down, heading=heading)
     for i, (stage, values) in enumerate(stages.items()):
         left, bottom, width, height = grid.box(*divmod(i, 2))
         axes = grid.axes((left + 0.6, bottom + 0.45, width - 0.75, height - 0.75))
@@ -307,7 +180,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], *, heading: str | None = No
     present = {key for row in rows for key in row}
     measures = {label: names for label, names in named.items() if present.intersection(names)}
     down = len(measures)
-    grid = _Grid((down, len(stages)), (4.6, 1.9), above=[0.0] * down, heading=heading)
+    grid = Grid((down, len(stages)), (4.6, 1.9), above=[0.0] * down, heading=heading)
     for column, (stage, values) in enumerate(stages.items()):
         for row, (label, names) in enumerate(measures.items()):
             own = [name for name in names if any(name in value for value in values)]
@@ -370,22 +243,3 @@ def _moving_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     total = np.convolve(np.where(known, values, 0), kernel)[window // 2 : window // 2 + len(values)]
     count = np.convolve(known, kernel)[window // 2 : window // 2 + len(values)]
     return np.where(known, total / np.maximum(count, 1), math.nan)
-
-
-def _fit(text: str, width: float, points: float, *, bold: bool = False) -> str:
-    """``text`` on one line, cut with an ellipsis where it is wider than ``width`` inches."""
-    font = FontProperties(family="sans-serif", size=points, weight="bold" if bold else "normal")
-    text = " ".join(text.split())[:400]
-
-    def fits(part: str) -> bool:
-        if not part.strip():
-            return True
-        return float(np.ptp(TextPath((0, 0), part, prop=font, usetex=False).vertices[:, 0])) <= 72 * width
-
-    if fits(text):
-        return text
-    low, high = 0, len(text)  # text[:low] fits with its ellipsis, text[:high] does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(text[:middle].rstrip() + "…") else (low, middle)
-    return text[:low].rstrip() + "…"

@@ -4,6 +4,7 @@ from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, which people of any colour vision tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ALARM = "#b00020"
 INK, QUIET = "#1a1a1a", "#5a5a5a"
 HEAD, TEXT, SMALL = 10.0, 8.5, 7.5  # points
 

@@ -21,8 +21,9 @@ from rsdmri.files import atomic_path, move, write_text
 from rsdmri.runtime import process_rank
 from rsdmri.workflows.reconstruct import Reconstruction
 
-FORMATS = ("h5", "nifti", "dicom", "parametric-map", "png", "cfl")
+FORMATS = ("h5", "nifti", "nifti-quantiles", "dicom", "parametric-map", "png", "cfl")
 DEFAULT = ("h5", "png")
+_QUANTILES = ("q05", "q50", "q95")
 _SUFFIXES = {".h5": "h5", ".nii.gz": "nifti", ".nii": "nifti", ".dcm": "dicom", ".png": "png", ".cfl": "cfl"}
 
 
@@ -41,8 +42,10 @@ class Destination:
         found: dict[str, Path] = {}
         for name in self.formats:
             match name:
-                case "nifti":
+                case "nifti" | "nifti-quantiles":
                     found |= self._nifti(method, spread, acquisition)
+                    for kind in _QUANTILES if spread and name == "nifti-quantiles" else ():
+                        found |= self._nifti_map(kind, method, acquisition)
                 case "dicom":
                     named = self.file is not None and format_of(self.file) == "dicom"
                     found["dicom"] = Path(f"{self.stem}{'.dcm' if named else '_dicom'}")
@@ -56,12 +59,21 @@ class Destination:
 
     def _nifti(self, method: str, spread: bool, acquisition: str) -> dict[str, Path]:
         if self.file is None:
-            image, std = (bids_path(self.stem, method, desc, contrast(acquisition)) for desc in (_kind(spread), "std"))
+            image = bids_path(self.stem, method, _kind(spread), contrast(acquisition))
         else:
-            suffix = ".nii" if self.file.endswith(".nii") else ".nii.gz"
-            image, std = Path(f"{self.stem}{suffix}"), Path(f"{self.stem}_std{suffix}")
+            image = Path(f"{self.stem}{self._nifti_suffix()}")
         found = {"nifti": image, "nifti sidecar": sidecar_path(image)}
-        return found | ({"nifti std": std, "nifti std sidecar": sidecar_path(std)} if spread else {})
+        return found | (self._nifti_map("std", method, acquisition) if spread else {})
+
+    def _nifti_map(self, kind: str, method: str, acquisition: str) -> dict[str, Path]:
+        if self.file is None:
+            path = bids_path(self.stem, method, kind, contrast(acquisition))
+        else:
+            path = Path(f"{self.stem}_{kind}{self._nifti_suffix()}")
+        return {f"nifti {kind}": path, f"nifti {kind} sidecar": sidecar_path(path)}
+
+    def _nifti_suffix(self) -> str:
+        return ".nii" if self.file is not None and self.file.endswith(".nii") else ".nii.gz"
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:
@@ -106,8 +118,12 @@ def destinations(stems: Sequence[str], out: Path, formats: Sequence[str] | None)
 
 def identity(destination: Destination) -> set[Path]:
     """Names that no other scan's results may have."""
-    names = [destination.stem, *([f"sub-{bids_label(destination.stem)}"] if "nifti" in destination.formats else [])]
+    names = [destination.stem, *([f"sub-{bids_label(destination.stem)}"] if _bids(destination.formats) else [])]
     return {destination.folder / name for name in names}
+
+
+def _bids(formats: Sequence[str]) -> bool:
+    return any(name.startswith("nifti") for name in formats)
 
 
 def check_free(folder: Path, paths: Sequence[Path], force: bool) -> None:
@@ -154,7 +170,7 @@ def export(
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 move(staging / path, folder / path)
             description = folder / "dataset_description.json"
-            if "nifti" in paths and destination.file is None and not description.exists():
+            if _bids(destination.formats) and destination.file is None and not description.exists():
                 write_text(description, json.dumps(dataset_description(), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another --out") from None
@@ -184,10 +200,12 @@ def _write(
     for name, path in paths.items():
         match name:
             case "h5":
-                write_reconstruction(path, result.volume, std=result.std, attrs=result.attrs)
-            case "nifti" | "nifti std":
-                kind = "std" if name.endswith("std") else _kind(result.std is not None)
-                array = result.volume if result.std is None or kind != "std" else result.std
+                write_reconstruction(
+                    path, result.volume, std=result.std, quantiles=result.quantiles, attrs=result.attrs
+                )
+            case _ if name.startswith("nifti") and not name.endswith("sidecar"):
+                kind = name.removeprefix("nifti").strip() or _kind(result.std is not None)
+                array = _map(result, kind)
                 sidecar = sidecar_of(provenance(result.attrs), result.header, _DESCRIPTIONS[kind])
                 write_nifti(path, array, geometry=result.geometry, voxel_mm=voxel, sidecar=sidecar)
             case "dicom":
@@ -205,10 +223,20 @@ def _write(
                 _write_cfl(path, result)
 
 
+def _map(result: Reconstruction, kind: str) -> np.ndarray:
+    """The volume of ``result`` that a file of ``kind`` holds."""
+    if kind in _QUANTILES and result.quantiles is not None:
+        return np.asarray(result.quantiles[_QUANTILES.index(kind)])
+    return result.std if kind == "std" and result.std is not None else result.volume
+
+
 _DESCRIPTIONS = {
     "mean": "mean of posterior draws, magnitude",
     "magnitude": "magnitude",
     "std": "standard deviation of the magnitude over posterior draws",
+    "q05": "lower end of the band that should hold the magnitude with 90 %",
+    "q50": "median of the magnitude over posterior draws",
+    "q95": "upper end of the band that should hold the magnitude with 90 %",
 }
 
 

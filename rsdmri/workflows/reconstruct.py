@@ -26,10 +26,13 @@ from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
+from rsdmri.reconstruction.held_out import HeldOutCheck, check_share
 from rsdmri.reconstruction.settings import MethodSettings, method_settings
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
+from rsdmri.workflows.domain import OutOfDomain, chosen_method, prior_warnings
 from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
+from rsdmri.workflows.trust import Trust, checked
 
 METHODS = ("rsd", "adps", "diffpir", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
 LEARNT = METHODS[:4]
@@ -48,6 +51,12 @@ class Reconstruction:
     """(S, h, w) float32 magnitude, in the units of the file, cropped to its image size."""
     std: np.ndarray | None
     """(S, h, w) float32: standard deviation of the magnitude over posterior draws; None for fewer than two."""
+    quantiles: np.ndarray | None
+    """(3, S, h, w) float32: median of the magnitude between the ends, 5 and 95 %, of the band that should hold 90 %.
+
+    ``attrs`` say how it was estimated (``quantile_estimator``), by which factor it was widened (``interval_factor``)
+    and where that comes from (``interval_source``); ``std`` is not widened. None for fewer than two draws.
+    """
     complex_images: np.ndarray
     """(S, y, x) complex64 in scaled units, the mean of the draws, not cropped."""
     mask: np.ndarray
@@ -71,6 +80,13 @@ class Reconstruction:
     header: Header | None = None
     acquisition: str = "unknown"
     """Of the scan's file."""
+    held_out: HeldOutCheck | None = None
+    """How the image explains acquired samples that it was not shown; None where it was not asked for."""
+
+    @property
+    def alarm(self) -> str | None:
+        """Why the image is not to be trusted, for a banner; None where nothing measured speaks against it."""
+        return None if self.held_out is None else self.held_out.alarm
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.volume.shape))
@@ -115,6 +131,8 @@ def reconstruct(
     maps: str | os.PathLike[str] | None = None,
     calibration: Scan | str | os.PathLike[str] | None = None,
     map_sets: int = 1,
+    held_out: float | None = None,
+    out_of_domain: OutOfDomain = "fallback",
     trust: bool = False,
     options: Mapping[str, Any] | None = None,
     advance: Callable[[int], None] = lambda slices: None,
@@ -138,6 +156,8 @@ def reconstruct(
         maps: file of coil maps to use, see `rsdmri.data.maps`; None: from the scan itself.
         calibration: a separate scan of the same coils and field of view whose centre gives the coil maps.
         map_sets: 2 for objects wider than the field of view: a second set of maps for what lies on one another.
+        held_out: share of acquired lines, such as 0.1, to check a second reconstruction with; doubles the time.
+        out_of_domain: ``fallback``: scans unlike the training data are reconstructed by l1-wavelet, or ``warn`` alone.
         trust: read files in this process, see `load_scan`.
         options: settings of the method by name, see `rsdmri.reconstruction.settings`.
         advance: called with the number of slices after each batch.
@@ -145,22 +165,33 @@ def reconstruct(
     Raises:
         InputError: one line on the argument or file that cannot be used.
     """
-    settings = check_arguments(method, samples, options)
+    settings = check_arguments(method, samples, options, held_out)
     _check_sets(map_sets, method, given=maps is not None or calibration is not None)
     prepare_process()
     network = chosen_prior(prior, device) if method in LEARNT else None
     target_device = select_device(device) if network is None else network.device
     scan = _with_coils(scan if isinstance(scan, Scan) else load_scan(scan, trust), maps, calibration, trust)
     started = time.monotonic()
-    law = None if acceleration is None else _mask_law(scan, acceleration, mask, center_fraction, seed)
+    used, law = _used_mask(scan, acceleration, mask, center_fraction, seed)
+    chosen, warnings, facts = chosen_method(method, network, scan, used, out_of_domain)
+    if chosen != method:
+        settings = method_settings(chosen)
+    sets, learnt = None if map_sets == 1 else map_sets, network if chosen in LEARNT else None
+    work = SliceWork(scan, used, chosen, learnt, samples, seed, target_device, sets, settings)
+    work.run(advance)
+    facts |= {"seconds_per_slice": (time.monotonic() - started) / len(work.volume)}
+    return _finished(work, law, network, checked(work, held_out), warnings, facts)
+
+
+def _used_mask(
+    scan: Scan, acceleration: float | None, family: str, center_fraction: float | None, seed: int
+) -> tuple[Tensor, MaskLaw | None]:
+    """Positions to reconstruct from, and the law of those that are left out, if any."""
+    law = None if acceleration is None else _mask_law(scan, acceleration, family, center_fraction, seed)
     used = torch.as_tensor(np.array(scan.mask))
     used = used if law is None else used & law.draw(scan.kspace.shape[-1], f"{scan.name}.h5", 0)
     _check_acs(scan, used, acceleration)
-
-    sets = None if map_sets == 1 else map_sets
-    work = SliceWork(scan, used, method, network, samples, seed, target_device, sets, settings)
-    work.run(advance)
-    return _finished(work, law, (time.monotonic() - started) / len(work.volume))
+    return used, law
 
 
 def _check_sets(sets: int, method: str, *, given: bool) -> None:
@@ -188,9 +219,16 @@ def _with_coils(
     return scan
 
 
-def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstruction:
-    """The result of ``work`` with its scores and provenance; ``seconds`` per slice."""
-    scan, network = work.scan, work.prior
+def _finished(
+    work: SliceWork,
+    law: MaskLaw | None,
+    network: Prior | None,
+    trust: Trust,
+    warnings: tuple[str, ...],
+    facts: dict[str, Any],
+) -> Reconstruction:
+    """The result of ``work`` with its scores and provenance, ``facts`` among it."""
+    scan = work.scan
     target, scores, scored, notes = _score(scan, work.volume, law is not None)
     attrs = {
         **_provenance(scan, work.mask, law, work.method, network),
@@ -201,14 +239,16 @@ def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstru
         "settings": work.settings.model_dump_json(),
         "evaluations": work.settings.evaluations * work.samples,
         "seed": work.seed,
-        "seconds_per_slice": seconds,
         "source_sha256": digest(scan.kspace),
+        **facts,
+        **trust.attrs,
         **({} if scores is None else scores),
     }
     return Reconstruction(
         name=scan.name,
         volume=work.volume,
         std=work.std,
+        quantiles=trust.quantiles,
         complex_images=work.images,
         mask=work.mask.numpy(),
         scale=work.scale,
@@ -217,10 +257,18 @@ def _finished(work: SliceWork, law: MaskLaw | None, seconds: float) -> Reconstru
         scores=scores,
         scored=scored,
         attrs=attrs,
-        warnings=scan.warnings + work.warnings() + _prior_warnings(scan, work.mask, network) + notes,
+        warnings=(
+            scan.warnings
+            + work.warnings()
+            + prior_warnings(scan, work.mask, network)
+            + warnings
+            + trust.warnings
+            + notes
+        ),
         geometry=None if scan.geometry is None else cut_geometry(scan.geometry, scan.kspace.shape[-2:], scan.crop),
         header=scan.header,
         acquisition=scan.acquisition,
+        held_out=trust.check,
     )
 
 
@@ -241,8 +289,12 @@ def reference_images(scan: Scan, law: MaskLaw) -> np.ndarray:
     return images
 
 
-def check_arguments(method: str, samples: int, options: Mapping[str, Any] | None = None) -> MethodSettings:
-    """Settings of ``method``; `InputError` for a method, a number of draws or ``options`` that cannot be."""
+def check_arguments(
+    method: str, samples: int, options: Mapping[str, Any] | None = None, held_out: float | None = None
+) -> MethodSettings:
+    """Settings of ``method``; `InputError` for a method, draws, ``options`` or share of lines that cannot be."""
+    if held_out is not None:
+        check_share(held_out)
     if method not in METHODS:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     if samples < 1:
@@ -340,18 +392,3 @@ def _provenance(scan: Scan, mask: Tensor, law: MaskLaw | None, method: str, prio
     if prior is not None:
         attrs["prior_sha256"] = prior.digest
     return attrs
-
-
-def _prior_warnings(scan: Scan, mask: Tensor, prior: Prior | None) -> tuple[str, ...]:
-    """Where the scan is unlike what the prior was trained on."""
-    if prior is None:
-        return ()
-    notes = []
-    trained, here = prior.bank.shape, scan.kspace.shape[-2:]
-    if trained != here:
-        notes.append(f"the prior was trained on {trained[0]} x {trained[1]} images, this scan is {here[0]} x {here[1]}")
-    usual = prior.config.acquisition.acceleration
-    achieved = masks.achieved_acceleration(mask, torch.as_tensor(scan.absent))
-    if not 0.6 < achieved / usual < 1.6:
-        notes.append(f"the prior was trained at acceleration {usual:g}, this scan has {achieved:.2f}")
-    return tuple(notes)

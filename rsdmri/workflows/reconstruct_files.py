@@ -23,6 +23,7 @@ from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
 from rsdmri.training.distributed import Processes, joined
 from rsdmri.workflows.budget import Budget, Choice, TimeLimit
+from rsdmri.workflows.domain import OutOfDomain
 from rsdmri.workflows.export import Destination, check_free, destinations, export, identity
 from rsdmri.workflows.ledger import NAME, REQUEST, Ledger, done_row, request_of
 from rsdmri.workflows.reconstruct import (
@@ -52,6 +53,8 @@ def reconstruct_files(
     maps: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
     map_sets: int = 1,
+    held_out: float | None = None,
+    out_of_domain: OutOfDomain = "fallback",
     reading: Mapping[str, Any] | None = None,
     formats: Sequence[str] | None = None,
     dicom_source: str | os.PathLike[str] | None = None,
@@ -81,11 +84,12 @@ def reconstruct_files(
         say: takes each line for the user.
 
     Raises:
-        InputError: arguments that no file could be reconstructed with; the file's own error if there is only one.
+        InputError: arguments that no file could be reconstructed with; the file's own error if it is the only one.
     """
-    check_arguments(method, samples, settings)
+    check_arguments(method, samples, settings, held_out)
     options: dict[str, Any] = {"method": method, "options": dict(settings or {}), "samples": samples, "seed": seed}
     options |= {"acceleration": acceleration, "map_sets": map_sets}
+    options |= {"held_out": held_out, "out_of_domain": out_of_domain}
     files = {"maps": maps, "calibration": calibration, "dicom_source": dicom_source}
     ways = {"device": device, "trust": trust}
     asked = _Asked(options, files, ways, dict(reading or {}), budget, force, say)
@@ -229,7 +233,7 @@ class _Work:
     def _done(self, path: Path, target: Destination, bar: Bar) -> dict[str, Any]:
         scan = load_scan(path, self.asked.ways["trust"], **self.asked.reading)
         method, samples, force = self.asked.options["method"], self.asked.options["samples"], self.asked.force
-        wanted = target.paths(method, method in DRAWN and samples > 1, scan.acquisition)
+        wanted = self._expected(target, scan.acquisition)
         if not force:
             before = self.ledger.finished(target.stem, wanted, self.request, digest(scan.kspace))
             if before is not None:
@@ -253,6 +257,12 @@ class _Work:
         for line in _summary(result):
             self.asked.say(line)
         return _row(result.attrs, scan.name, paths) | {"scores": result.scores, "scored": result.scored}
+
+    def _expected(self, target: Destination, acquisition: str) -> dict[str, Path]:
+        """Files of a scan, of the method that the ledger says it came to, else of the one asked for."""
+        before = self.ledger.rows.get(target.stem, {})
+        made = before if before.get(REQUEST) == self.request else self.asked.options
+        return target.paths(made["method"], made["method"] in DRAWN and made["samples"] > 1, acquisition)
 
     def _advance(self, scan: Scan, bar: Bar) -> Callable[[int], None]:
         """Reports slices of the only scan, of several scans the part of this one."""
@@ -339,19 +349,25 @@ def _summary(result: Reconstruction) -> list[str]:
 
 def _picture(result: Reconstruction) -> bytes:
     """PNG of the middle slice (the brightest one where that is empty), with target, error and spread where known."""
-    from rsdmri.report.figures import image_grid, reconstruction_figure
+    from rsdmri.report.figures import image_grid
     from rsdmri.report.png import png_bytes
+    from rsdmri.report.reconstruction import reconstruction_figure
 
     index = len(result.volume) // 2
     if not result.volume[index].any():
         index = int(np.argmax(np.square(result.volume, dtype=np.float64).sum((1, 2))))
-    heading = f"slice {index + 1} of {len(result.volume)}, R {result.attrs['acceleration']:.2f}"
-    method, image = str(result.attrs["method"]), result.volume[index]
-    if result.target is None and result.std is None:
+    attrs = result.attrs
+    heading = f"slice {index + 1} of {len(result.volume)}, R {attrs['acceleration']:.2f}"
+    method, image = str(attrs["method"]), result.volume[index]
+    if result.target is None and result.std is None and result.alarm is None:
         return png_bytes(image_grid(image, [method], heading=heading, width=5))
     target = None if result.target is None else result.target[index]
     std = None if result.std is None else result.std[index]
-    return png_bytes(reconstruction_figure(target, {method: image}, std, heading=heading))
+    band = None if result.quantiles is None else result.quantiles[:, index]
+    heading += "" if band is None else f", band: {attrs['interval_source']}"
+    return png_bytes(
+        reconstruction_figure(target, {method: image}, std, band=band, heading=heading, alarm=result.alarm)
+    )
 
 
 def _remove_if_empty(folder: Path, existed: bool) -> None:

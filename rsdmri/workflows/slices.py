@@ -28,6 +28,7 @@ from rsdmri.reconstruction.settings import (
     WaveletSettings,
     method_settings,
 )
+from rsdmri.reconstruction.uncertainty import summarise
 from rsdmri.runtime import torch_generator
 from rsdmri.workflows.conditions import scan_conditions
 
@@ -51,6 +52,7 @@ class SliceWork:
         device: torch.device,
         sets: int | None = None,
         settings: MethodSettings | None = None,
+        watch: Callable[[int, PreparedSlice, Tensor], None] | None = None,
     ):
         slices, _, height, width = scan.kspace.shape
         self.scan, self.mask, self.method, self.prior = scan, mask, method, prior
@@ -61,6 +63,8 @@ class SliceWork:
         self.images = np.zeros((slices, height, width), np.complex64)
         self.volume = np.zeros((slices, *scan.crop), np.float32)
         self.std = np.zeros_like(self.volume) if self.samples > 1 else None
+        self.quantiles = np.zeros((3, *self.volume.shape), np.float32) if self.samples > 1 else None
+        self.watch = watch  # is given each slice's draws
         self.scale, self.sigma_y = np.ones(slices), np.zeros(slices)
         self.blank: list[int] = []
         self.notes: list[str] = []
@@ -125,19 +129,24 @@ class SliceWork:
         else:
             draws = self._solve(operator, kspace, sigma_y)[:, None]
         for position, (index, item) in enumerate(prepared.items()):
-            self.scale[index], self.sigma_y[index] = item.scale, item.sigma_y
-            self._keep(index, item.intensity, draws[position].cpu())
+            self._keep(index, item, draws[position].cpu())
 
-    def _keep(self, index: int, intensity: Tensor, draws: Tensor) -> None:
-        """Hand on what is wanted of the draws (draw, y, x) of one slice; with sets of maps (1, set, y, x)."""
-        image, spread = summarise(draws)
-        magnitude = image.abs() * intensity
+    def _keep(self, index: int, item: PreparedSlice, draws: Tensor) -> None:
+        """Keep what ``draws`` (draw, y, x), with sets of maps (draw, set, y, x), of slice ``index`` say."""
+        if self.watch is not None:
+            self.watch(index, item, draws)
+        found = summarise(draws)
+        image, magnitude = found.mean, found.mean.abs() * item.intensity
         if self.sets is not None:  # of all sets together; the complex image is that of the first
             image, magnitude = image[0], rss(magnitude)
         self.images[index] = image.numpy()
+        self.scale[index], self.sigma_y[index] = item.scale, item.sigma_y
         self.volume[index] = cropped(magnitude, self.scan.crop)
-        if self.std is not None and spread is not None:
-            self.std[index] = cropped(spread * intensity, self.scan.crop)
+        if self.std is not None and found.std is not None:
+            self.std[index] = cropped(found.std * item.intensity, self.scan.crop)
+        if self.quantiles is not None and found.quantiles is not None:
+            for level, quantile in enumerate(found.quantiles):
+                self.quantiles[level, index] = cropped(quantile * item.intensity, self.scan.crop)
 
     def _solve(self, operator: Sense, kspace: Tensor, sigma_y: Tensor) -> Tensor:
         match self.settings:
@@ -207,11 +216,6 @@ class SliceWork:
         limit = _DRAW_BYTES if self.device.type == "cpu" else _DEVICE_DRAW_BYTES
         pixel = _GRADIENT_PIXEL_BYTES if isinstance(settings, (AdpsSettings, LatentSettings)) else _PIXEL_BYTES
         return max(1, limit // (kspace[0].nbytes * _COPIES + pixel * kspace[0, 0].numel()))
-
-
-def summarise(draws: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Mean (y, x) of complex ``draws`` (draw, y, x) and standard deviation of their magnitudes, None for one draw."""
-    return draws.mean(0), draws.abs().std(0) if len(draws) > 1 else None
 
 
 def chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:

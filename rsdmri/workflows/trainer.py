@@ -23,6 +23,7 @@ from rsdmri.training.recovery import Draws, TrainingDivergedError
 from rsdmri.training.shards import Shards
 from rsdmri.training.stage import Stage
 from rsdmri.training.teacher import TeacherStage
+from rsdmri.workflows.domain import domain_facts
 from rsdmri.workflows.keeper import Keeper
 from rsdmri.workflows.plan import Plan
 from rsdmri.workflows.run_folder import RunFolder
@@ -294,6 +295,7 @@ class Trainer:
     def _export(self, name: str, denoiser: Denoiser, generator: Generator | None, facts: dict[str, Any]) -> None:
         with self.processes.together(), self.stop.at_once():
             if self.bank is not None:
+                facts = facts | domain_facts(self.source.slices, self.bank, self.say)
                 save_prior(self.folder.path / name, denoiser, generator, self.bank, self.config, facts)
 
     def _facts(self, report: StepReport, stage: Stage, keeper: Keeper, keep: Literal["last", "best"]) -> dict[str, Any]:

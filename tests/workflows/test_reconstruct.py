@@ -18,6 +18,7 @@ from rsdmri.evaluation import evaluate
 from rsdmri.physics.fourier import ifft2c, rss
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.priors import Acquisitions, Prior, build_denoiser, load_prior, save_prior
+from rsdmri.reconstruction.uncertainty import DrawSummary
 from rsdmri.workflows import reconstruct_files as workflow
 from rsdmri.workflows import slices
 from rsdmri.workflows.reconstruct import (
@@ -199,7 +200,7 @@ def test_a_draw_is_the_same_whatever_else_is_drawn(method, scan, prior, monkeypa
 
     def kept(draws):
         stacks.append(draws)
-        return draws.mean(0), None
+        return DrawSummary(draws.mean(0), None, None)
 
     monkeypatch.setattr(slices, "summarise", kept)
     options = {"method": method, "prior": prior, "acceleration": 4, "options": FEW.get(method)}
@@ -343,7 +344,8 @@ def test_files_hold_what_was_promised(method, files, prior, tmp_path):
     for row, source in zip(rows, files, strict=True):
         expected = reconstruct(source, method=method, prior=prior, acceleration=4, samples=2)
         with h5py.File(row["path"], "r") as file:
-            assert set(file) == {"reconstruction"} | ({"std"} if method in DRAWN else set())
+            maps = {"std", "quantile_05", "quantile_50", "quantile_95"}
+            assert set(file) == {"reconstruction"} | (maps if method in DRAWN else set())
             assert file["reconstruction"].dtype == np.float32
             assert np.array_equal(file["reconstruction"][...], expected.volume)
             attrs = dict(file.attrs)

@@ -283,7 +283,7 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
     Errors:
         InputError: nothing there, damaged, or not a file of ours (pickled weights are never opened).
     """
-    folder = _locate(Path(path))
+    folder = prior_folder(Path(path))
     target = select_device(device)
     meta = _read_meta(folder / "config.json")
     tensors, _ = load_tensors(folder / "model.safetensors")
@@ -321,7 +321,8 @@ def newest_prior(runs: Path = Path("runs")) -> Path:
     return found[-1].parent
 
 
-def _locate(path: Path) -> Path:
+def prior_folder(path: Path) -> Path:
+    """Folder with the ``config.json`` of the prior at ``path``, see `load_prior`."""
     if path.is_file():
         if path.name == "config.json" or (path.suffix == ".safetensors" and (path.parent / "config.json").exists()):
             return path.parent

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rsdmri.cli.app import app
-from rsdmri.cli.options import Axes, Device, Frame, Method, Seed, Trust, Variable
+from rsdmri.cli.options import Axes, Device, Frame, Method, PriorPath, Seed, SetMethod, Trust, Variable
 from rsdmri.errors import Interrupted
 
 
@@ -17,12 +17,10 @@ from rsdmri.errors import Interrupted
 def reconstruct(
     scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="files of any format, see convert")],
     method: Annotated[Method, typer.Option(help="reconstruction method")] = Method.rsd,
-    prior: Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")] = None,
+    prior: PriorPath = None,
     acceleration: Annotated[float | None, typer.Option(help="undersample a fully sampled scan at R, and score")] = None,
     samples: Annotated[int, typer.Option(help="draws of rsd, adps, diffpir: mean and spread are written")] = 8,
-    set_method: Annotated[
-        list[str] | None, typer.Option("--set-method", metavar="KEY=VALUE", help="setting of the method; repeatable")
-    ] = None,
+    set_method: SetMethod = None,
     maps: Annotated[Path | None, typer.Option(help="coil maps: .npy, .h5 or .cfl [from the scan's centre]")] = None,
     calibration: Annotated[Path | None, typer.Option(help="separate calibration scan for the coil maps")] = None,
     map_sets: Annotated[int, typer.Option(help="2: for objects wider than the field of view")] = 1,
@@ -93,6 +91,39 @@ def _stopped_with_130() -> Iterator[None]:
     except Interrupted as stop:
         typer.echo(f"rsdmri: {stop}", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def calibrate(
+    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="fully sampled, not trained on; 9 or more")],
+    acceleration: Annotated[float, typer.Option(help="R that the prior will be used at")],
+    prior: PriorPath = None,
+    method: Annotated[Method, typer.Option(help="method with draws")] = Method.rsd,
+    samples: Annotated[int, typer.Option(help="draws of each reconstruction, as there will be")] = 8,
+    set_method: SetMethod = None,
+    level: Annotated[float, typer.Option(help="share of the object inside the bands")] = 0.9,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Widen a prior's bands until they cover 90 %. Writes calibration.json beside it, used from then on."""
+    from rsdmri.reconstruction.settings import parse_options
+    from rsdmri.workflows.calibrate import calibrate_prior
+
+    failures: list[str] = []
+    calibrate_prior(
+        prior,
+        scans,
+        acceleration=acceleration,
+        method=method.value,
+        samples=samples,
+        options=parse_options(set_method or []),
+        level=level,
+        seed=seed,
+        device=device,
+        skip=failures.append,
+        say=typer.echo,
+    )
+    _exit_with_2(failures)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,6 +46,10 @@ class Contrast(StrEnum):
     flair = "FLAIR"
 
 
+SetMethod = Annotated[
+    list[str] | None, typer.Option("--set-method", metavar="KEY=VALUE", help="setting of the method; repeatable")
+]
+PriorPath = Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or another torch device")]
 Seed = Annotated[int, typer.Option(help="seed of everything random")]
 Variable = Annotated[str | None, typer.Option(help="array of the k-space, for NumPy, MATLAB, HDF5 [the only one]")]

@@ -10,15 +10,18 @@ import numpy as np
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
 from rsdmri.metrics.uncertainty import coverage, object_mask
-from rsdmri.priors import Prior
+from rsdmri.priors import Prior, newest_prior, prior_folder
+from rsdmri.progress import progress
 from rsdmri.reconstruction.calibration import (
+    FILE,
     LEVEL,
     Calibration,
     conformal_quantile,
     interval_scores,
     save_calibration,
 )
-from rsdmri.workflows.reconstruct import check_arguments, reconstruct
+from rsdmri.reconstruction.settings import MethodSettings
+from rsdmri.workflows.reconstruct import DRAWN, check_arguments, chosen_prior, reconstruct
 
 
 def calibrate(
@@ -32,6 +35,7 @@ def calibrate(
     level: float = LEVEL,
     seed: int = 0,
     folder: Path | None = None,
+    skip: Callable[[str], None] | None = None,
     advance: Callable[[int], None] = lambda scans: None,
 ) -> Calibration:
     """Factor that makes the bands of ``prior`` cover a share of ``level``; written beside it where ``folder`` is given.
@@ -49,30 +53,70 @@ def calibrate(
         level: share of the object inside the band.
         seed: of masks and draws.
         folder: of the prior, where ``calibration.json`` goes.
+        skip: takes a line on each scan that cannot be used and is left out; None: the first of them raises.
         advance: called with 1 after each scan.
 
     Raises:
         InputError: too few scans, or one without a full image.
     """
-    settings = check_arguments(method, samples, options)
+    settings = _checked(method, samples, options, level)
     bare = Prior(prior.denoiser, prior.generator, prior.bank, prior.config, _without_calibration(prior))
-    scores, before, pixels = [], [], 0
+    way: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
+    scores, before = [], []
     for scan in scans:
-        way: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
-        result = reconstruct(scan, prior=bare, out_of_domain="warn", options=options, **way)
-        if result.target is None or result.quantiles is None:
-            raise InputError(f"{result.name}: {result.scored}; calibration needs full images and at least 2 draws")
-        inside = object_mask(result.target)
-        scores.append(interval_scores(result.target, result.quantiles, inside))
-        before.append(coverage(result.target, result.quantiles[0], result.quantiles[2], inside))
-        pixels += int(inside.sum())
+        try:
+            needed, share = _measured(scan, prior=bare, out_of_domain="warn", options=options, **way)
+            scores.append(needed)
+            before.append(share)
+        except InputError as error:
+            name = scan.name if isinstance(scan, Scan) else os.fspath(scan)
+            line = str(error) if name in str(error) else f"{name}: {error}"
+            if skip is None:
+                raise InputError(line) from None
+            skip(line)
         advance(1)
     factor = conformal_quantile(scores, level)
     made_with = (method, float(acceleration), settings.model_dump_json(), samples, prior.digest)
-    found = Calibration(factor, level, len(scores), pixels, *made_with, float(np.mean(before)))
+    found = Calibration(factor, level, len(scores), sum(map(len, scores)), *made_with, float(np.mean(before)))
     if folder is not None:
         save_calibration(folder, found)
     return found
+
+
+def calibrate_prior(
+    prior: str | os.PathLike[str] | None,
+    scans: Sequence[str | os.PathLike[str]],
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+    **way: Any,
+) -> Calibration:
+    """`calibrate` the prior of a folder, None for the newest one, and keep the result there."""
+    folder = prior_folder(newest_prior() if prior is None else Path(prior))
+    with progress("Calibrating", total=len(scans)) as bar:
+        found = calibrate(chosen_prior(folder, device), scans, folder=folder, advance=bar.advance, **way)
+    before, level = (f"{100 * share:.0f} %" for share in (found.coverage_before, found.level))
+    say(f"bands cover {before} of {found.scans} scans as they are; {found.factor:.2f} times as wide they cover {level}")
+    say(f"written to {folder / FILE}")
+    return found
+
+
+def _checked(method: str, samples: int, options: Mapping[str, Any] | None, level: float) -> MethodSettings:
+    if not 0 < level < 1:
+        raise InputError(f"--level {level:g}: expected a share between 0 and 1, such as 0.9")
+    if method not in DRAWN or samples < 2:
+        raise InputError(f"--method {method}, --samples {samples}: at least 2 draws of {', '.join(DRAWN)} have a band")
+    return check_arguments(method, samples, options)
+
+
+def _measured(scan: Scan | str | os.PathLike[str], **way: Any) -> tuple[np.ndarray, float]:
+    """Factor that each pixel of the object needs, and the share that needs none."""
+    result = reconstruct(scan, **way)
+    if result.target is None or result.quantiles is None:
+        raise InputError(f"{result.scored}; calibration needs full images")
+    inside = object_mask(result.target)
+    low, _, high = result.quantiles
+    return interval_scores(result.target, result.quantiles, inside), coverage(result.target, low, high, inside)
 
 
 def _without_calibration(prior: Prior) -> dict[str, object]:

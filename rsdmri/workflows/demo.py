@@ -22,7 +22,8 @@ from rsdmri.progress import progress
 from rsdmri.report.demo_report import DemoResults, ReconstructedScan, write_demo_report
 from rsdmri.runtime import numpy_generator, prepare_process, seed_of
 from rsdmri.workflows.plan import mask_law
-from rsdmri.workflows.reconstruct import Reconstruction, reconstruct, reference_images
+from rsdmri.workflows.reconstruct import reconstruct, reference_images
+from rsdmri.workflows.result import Reconstruction
 from rsdmri.workflows.run_folder import read_metrics
 from rsdmri.workflows.sample import timed_samples
 from rsdmri.workflows.train import simulate_into, train

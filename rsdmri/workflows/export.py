@@ -19,7 +19,7 @@ from rsdmri.data.stack import voxel_of
 from rsdmri.errors import InputError
 from rsdmri.files import atomic_path, move, write_text
 from rsdmri.runtime import process_rank
-from rsdmri.workflows.reconstruct import Reconstruction
+from rsdmri.workflows.result import Reconstruction
 
 FORMATS = ("h5", "nifti", "nifti-quantiles", "dicom", "parametric-map", "png", "cfl")
 DEFAULT = ("h5", "png")

@@ -1,10 +1,8 @@
 """Reconstruction of scans: acquired samples in, images, scores and their provenance out."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.data import sandbox
 from rsdmri.data.dataset import MaskLaw
 from rsdmri.data.derived import digest
-from rsdmri.data.scan import Geometry, Header, Scan
+from rsdmri.data.scan import Scan
 from rsdmri.data.stack import cut_geometry
 from rsdmri.errors import InputError
-from rsdmri.metrics.image import evaluate_volume
 from rsdmri.physics import masks
-from rsdmri.physics.fourier import ifft2c, rss
 from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
-from rsdmri.reconstruction.held_out import HeldOutCheck, check_share
+from rsdmri.reconstruction.held_out import check_share
 from rsdmri.reconstruction.settings import MethodSettings, method_settings
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
 from rsdmri.workflows.domain import OutOfDomain, chosen_method, prior_warnings
-from rsdmri.workflows.slices import SliceWork, cropped, scan_noise
+from rsdmri.workflows.result import Reconstruction, provenance, score
+from rsdmri.workflows.slices import SliceWork, scan_noise
 from rsdmri.workflows.trust import Trust, checked
 
 METHODS = ("rsd", "adps", "diffpir", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
@@ -39,58 +35,6 @@ LEARNT = METHODS[:4]
 DRAWN = METHODS[:3]
 
 _LEAST_ACS = 4  # lines that coil maps need
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Reconstruction:
-    """A reconstructed scan of S slices. Research use only, not for diagnosis."""
-
-    name: str
-    """Stem of the scan's file."""
-    volume: np.ndarray
-    """(S, h, w) float32 magnitude, in the units of the file, cropped to its image size."""
-    std: np.ndarray | None
-    """(S, h, w) float32: standard deviation of the magnitude over posterior draws; None for fewer than two."""
-    quantiles: np.ndarray | None
-    """(3, S, h, w) float32: median of the magnitude between the ends, 5 and 95 %, of the band that should hold 90 %.
-
-    ``attrs`` say how it was estimated (``quantile_estimator``), by which factor it was widened (``interval_factor``)
-    and where that comes from (``interval_source``); ``std`` is not widened. None for fewer than two draws.
-    """
-    complex_images: np.ndarray
-    """(S, y, x) complex64 in scaled units, the mean of the draws, not cropped."""
-    mask: np.ndarray
-    """Acquired positions that were used, bool (1, x) or (y, x), the same for all slices."""
-    scale: np.ndarray
-    """(S,) units of whitened k-space per scaled unit."""
-    sigma_y: np.ndarray
-    """(S,) noise per complex k-space sample in scaled units; 0 for an empty slice."""
-    target: np.ndarray | None
-    """(S, h, w) fully sampled image that the scores are against."""
-    scores: dict[str, float] | None
-    """NMSE, NRMSE, PSNR and SSIM by fastMRI's convention; None where there is nothing to score against."""
-    scored: str
-    """What the scores are against, or why there are none."""
-    attrs: dict[str, Any]
-    """Provenance for the written file: method, prior, acceleration, mask, scale, seed, version, note."""
-    warnings: tuple[str, ...]
-    """What the reader and the method had to assume, one line each."""
-    geometry: Geometry | None = None
-    """Where the pixels of ``volume`` lie; None where the scan does not say."""
-    header: Header | None = None
-    acquisition: str = "unknown"
-    """Of the scan's file."""
-    held_out: HeldOutCheck | None = None
-    """How the image explains acquired samples that it was not shown; None where it was not asked for."""
-
-    @property
-    def alarm(self) -> str | None:
-        """Why the image is not to be trusted, for a banner; None where nothing measured speaks against it."""
-        return None if self.held_out is None else self.held_out.alarm
-
-    def __repr__(self) -> str:
-        shape = "x".join(map(str, self.volume.shape))
-        return f"Reconstruction({self.name!r}, {self.attrs['method']}, {shape}, scores={self.scores})"
 
 
 def load_scan(
@@ -151,8 +95,7 @@ def reconstruct(
         samples: posterior draws of `DRAWN` methods; their mean is the image, their spread is ``std``.
         seed: of mask, wavelet shifts and draws.
         device: ``auto``, or a torch device; that of the prior if one is given as an object.
-        mask: family of the mask, see `rsdmri.physics.masks.FAMILIES`.
-        center_fraction: share of the lines in the ACS; None: see `MaskLaw`.
+        mask, center_fraction: family of the mask (`rsdmri.physics.masks.FAMILIES`); share in the ACS, None: `MaskLaw`.
         maps: file of coil maps to use, see `rsdmri.data.maps`; None: from the scan itself.
         calibration: a separate scan of the same coils and field of view whose centre gives the coil maps.
         map_sets: 2 for objects wider than the field of view: a second set of maps for what lies on one another.
@@ -167,20 +110,25 @@ def reconstruct(
     """
     settings = check_arguments(method, samples, options, held_out)
     _check_sets(map_sets, method, given=maps is not None or calibration is not None)
-    prepare_process()
-    network = chosen_prior(prior, device) if method in LEARNT else None
-    target_device = select_device(device) if network is None else network.device
+    network, target_device = _prior_and_device(method, prior, device)
     scan = _with_coils(scan if isinstance(scan, Scan) else load_scan(scan, trust), maps, calibration, trust)
     started = time.monotonic()
     used, law = _used_mask(scan, acceleration, mask, center_fraction, seed)
     chosen, warnings, facts = chosen_method(method, network, scan, used, out_of_domain)
-    if chosen != method:
-        settings = method_settings(chosen)
+    settings = settings if chosen == method else method_settings(chosen)
     sets, learnt = None if map_sets == 1 else map_sets, network if chosen in LEARNT else None
     work = SliceWork(scan, used, chosen, learnt, samples, seed, target_device, sets, settings)
     work.run(advance)
     facts |= {"seconds_per_slice": (time.monotonic() - started) / len(work.volume)}
     return _finished(work, law, network, checked(work, held_out), warnings, facts)
+
+
+def _prior_and_device(
+    method: str, prior: Prior | str | os.PathLike[str] | None, device: str
+) -> tuple[Prior | None, torch.device]:
+    prepare_process()
+    network = chosen_prior(prior, device) if method in LEARNT else None
+    return network, select_device(device) if network is None else network.device
 
 
 def _used_mask(
@@ -229,9 +177,9 @@ def _finished(
 ) -> Reconstruction:
     """The result of ``work`` with its scores and provenance, ``facts`` among it."""
     scan = work.scan
-    target, scores, scored, notes = _score(scan, work.volume, law is not None)
+    target, scores, scored, notes = score(scan, work.volume, law is not None)
     attrs = {
-        **_provenance(scan, work.mask, law, work.method, network),
+        **provenance(scan, work.mask, law, work.method, network),
         "scale": work.scale,
         "sigma_y": work.sigma_y,
         "noise_source": work.noise.source,
@@ -341,54 +289,3 @@ def _check_acs(scan: Scan, mask: Tensor, acceleration: float | None) -> None:
         f"acceleration {acceleration:g}: leaves {lines} centre (ACS) lines of {width}, coil maps need {_LEAST_ACS}; "
         f"use at most {width / (2 * _LEAST_ACS):g}, or a larger center fraction"
     )
-
-
-def _score(
-    scan: Scan, volume: np.ndarray, undersampled: bool
-) -> tuple[np.ndarray | None, dict[str, float] | None, str, tuple[str, ...]]:
-    """Target, scores, what they are against, warnings."""
-    if scan.prospective:
-        return None, None, "not scored: the scan was undersampled when it was acquired, there is no full image", ()
-    if not undersampled:
-        return (
-            None,
-            None,
-            "not scored: reconstructed from all of the data; --acceleration R undersamples and scores",
-            (),
-        )
-    target, source = scan.target, f"scored against {scan.target_source} of the file"
-    if target is None:
-        full = (rss(ifft2c(torch.from_numpy(kspace))) for kspace in scan.kspace)
-        target = np.stack([cropped(image, scan.crop) for image in full])
-        source = "scored against the root sum of squares of the full k-space"
-    try:
-        return target, evaluate_volume(target, volume), source, ()
-    except InputError as error:
-        return target, None, "not scored: no usable full image", (f"not scored: {error}",)
-
-
-def _provenance(scan: Scan, mask: Tensor, law: MaskLaw | None, method: str, prior: Prior | None) -> dict[str, Any]:
-    """Attributes that say how an image came about; nothing of the file but its sampling."""
-    array = mask.numpy()
-    stored = array[0] if array.shape[0] == 1 else np.packbits(array, axis=1)
-    attrs: dict[str, Any] = {
-        "method": method,
-        "version": __version__,
-        "note": RESEARCH_ONLY,
-        "acceleration": masks.achieved_acceleration(mask, torch.as_tensor(scan.absent)),
-        "acs_lines": masks.acs_lines(mask),
-        "prospective": scan.prospective,
-        "mask_shape": np.array(array.shape),
-        "mask_sha256": hashlib.sha256(np.packbits(array).tobytes()).hexdigest(),
-    }
-    if stored.nbytes <= 60_000:  # HDF5 keeps no attribute beyond 64 KiB
-        attrs["mask"] = stored.astype(np.uint8)
-    if law is not None:
-        attrs |= {
-            "acceleration_nominal": float(law.acceleration),
-            "mask_family": law.family,
-            "center_fraction": law.fraction(mask.shape[-1]),
-        }
-    if prior is not None:
-        attrs["prior_sha256"] = prior.digest
-    return attrs

@@ -29,12 +29,12 @@ from rsdmri.workflows.ledger import NAME, REQUEST, Ledger, done_row, request_of
 from rsdmri.workflows.reconstruct import (
     DRAWN,
     LEARNT,
-    Reconstruction,
     check_arguments,
     chosen_prior,
     load_scan,
     reconstruct,
 )
+from rsdmri.workflows.result import Reconstruction
 from rsdmri.workflows.signals import Stop, stop_on_signal
 
 _PATIENCE = timedelta(days=7)  # one process may have far more to do than another

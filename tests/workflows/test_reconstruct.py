@@ -25,12 +25,12 @@ from rsdmri.workflows.reconstruct import (
     DRAWN,
     LEARNT,
     METHODS,
-    Reconstruction,
     load_scan,
     reconstruct,
     reference_images,
 )
 from rsdmri.workflows.reconstruct_files import reconstruct_files
+from rsdmri.workflows.result import Reconstruction
 
 FEW = {"adps": {"steps": 6, "guidance": "variance"}, "diffpir": {"steps": 4}}
 

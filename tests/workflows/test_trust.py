@@ -1,6 +1,7 @@
 """How far a reconstruction is to be trusted: its band, its alarm, its domain, and that files and pictures say so."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import h5py
@@ -17,7 +18,7 @@ from rsdmri.metrics.uncertainty import coverage, object_mask
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.priors import Acquisitions, Prior, build_denoiser, load_prior, save_prior
 from rsdmri.reconstruction.domain import DomainStatistics
-from rsdmri.workflows.calibrate import calibrate
+from rsdmri.workflows.calibrate import calibrate, calibrate_prior
 from rsdmri.workflows.domain import domain_facts
 from rsdmri.workflows.reconstruct import load_scan, reconstruct
 from rsdmri.workflows.reconstruct_files import _picture, reconstruct_files
@@ -147,6 +148,42 @@ def test_a_calibration_set_is_written_beside_the_prior_and_used(scan, folder, pr
     other = reconstruct(scan, prior=again, **OPTIONS | {"samples": 2})
     assert other.attrs["interval_factor"] == 1
     assert any("other draws (3, here 2)" in warning for warning in other.warnings)
+
+
+def test_calibrating_a_folder_leaves_bad_scans_out_and_says_so(simulated, folder, tmp_path):
+    files = []
+    for number in range(9):
+        files.append(tmp_path / f"subject{number}.h5")
+        shutil.copy(min(simulated.glob("*.h5")), files[-1])
+    (tmp_path / "text.h5").write_text("no scan")
+    told, bad = [], []
+    way = {"acceleration": 2, "samples": 2, "device": "cpu", "say": told.append}
+    made = calibrate_prior(folder, [*files, tmp_path / "text.h5"], skip=bad.append, **way)
+    assert json.loads((folder / "calibration.json").read_text())["scans"] == made.scans == 9
+    assert f"{made.factor:.2f} times as wide" in told[0]
+    assert len(bad) == 1
+    assert "text.h5" in bad[0]
+    before = (folder / "calibration.json").read_bytes()
+    with pytest.raises(InputError, match=r"text\.h5"):
+        calibrate_prior(folder, [*files, tmp_path / "text.h5"], **way)
+    for wrong in ({"method": "sense"}, {"samples": 1}, {"level": 1.0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            calibrate_prior(folder, files, **way | wrong)
+    assert (folder / "calibration.json").read_bytes() == before
+    (folder / "calibration.json").unlink()
+
+
+def test_a_foreign_scan_is_known_when_the_same_command_goes_on(simulated, folder, prior, tmp_path):
+    """It came to another method and so to other files than those asked for."""
+    prior.meta["domain"] = statistics(1e-3)
+    options = {"prior": prior, "acceleration": 2, "samples": 2, "formats": ["nifti"]}
+    files = sorted(simulated.glob("*.h5"))[:2]
+    lines: list[str] = []
+    first = reconstruct_files(files, tmp_path, say=lines.append, **options)
+    assert [row["method"] for row in first] == ["l1-wavelet"] * 2
+    again = reconstruct_files(files, tmp_path, say=lines.append, **options)
+    assert [row.get("skipped") for row in again] == [1, 1]
+    assert [row["paths"] for row in again] == [row["paths"] for row in first]
 
 
 def test_files_hold_the_band(simulated, prior, tmp_path):

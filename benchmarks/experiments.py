@@ -41,8 +41,10 @@ COMPARED = (
     "prior.t_max=0.5",
     "prior.mask_free=true",
     "prior.fake_residual=further",
+    "prior.learning_rate=3e-5",
     "prior.adversarial=0.01",
 )
+CHECKPOINT = {"images": "images", "proximal": "validation", "clean": "clean"}
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class Work:
             words = ["--reference", str(reference), "--samples", str(SAMPLES), "-o", str(assessed)]
             _rsdmri(log, "assess", str(out), *words)
             row = {"run": run.name, "settings": " ".join(run.settings), **_row(assessed / "assessment.json")}
+            if run.of is not None:
+                row["checkpoints"] = _checkpoints(out / "metrics.jsonl")
             if run.group == "equivariance":
                 script = [sys.executable, str(ROOT / "benchmarks" / "missing_lines.py"), str(out)]
                 environment = _environment()
@@ -177,6 +181,16 @@ def _row(assessment: Path) -> dict[str, Any]:
     row = json.loads(assessment.read_text(encoding="utf-8"))
     row.pop("spectrum")
     return dict(row)
+
+
+def _checkpoints(metrics: Path) -> list[dict[str, Any]]:
+    """Of a prior: images it was trained on, proximal distance to what was measured, Frechet distance to clean images.
+
+    Only the first of these two picks the checkpoint that is kept.
+    """
+    rows = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    found = [row for row in rows if row["stage"] == "prior" and "clean" in row]
+    return [{name: row[key] for name, key in CHECKPOINT.items()} for row in found]
 
 
 def _environment() -> dict[str, str]:

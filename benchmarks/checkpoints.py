@@ -40,7 +40,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         *lines,
         "",
         f"Rank correlation {mean(found):.2f}{spread} over {len(rows)} runs; the checkpoint that the proximal distance"
-        f" keeps is {100 * mean(lost):.0f} % further from clean images than the best (at most {100 * max(lost):.0f} %).",
+        f" keeps is {100 * mean(lost):.0f} % further from clean images than the best, at most {100 * max(lost):.0f} %.",
     ]
 
 

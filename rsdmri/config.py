@@ -125,9 +125,11 @@ class TeacherConfig(Section):
     images: Literal["adjoint", "l1-wavelet"] = Field("adjoint", description="what edm takes for images of k-space")
     consistency: float = Field(0.0, ge=0, description="weight of the consistency term below the measurement noise")
     equivariance: float = Field(0.0, ge=0, description="weight of the equivariant term for lines that masks lack")
-    equivariance_shift: float = Field(0.1, ge=0, le=0.5, description="its largest shift, as a share of each axis")
-    equivariance_flips: bool = True
-    equivariance_rotation: float = Field(0.0, ge=0, le=45, description="its largest rotation in degrees")
+    equivariance_shift: float = Field(0.05, ge=0, le=0.5, description="its largest shift, as a share of each axis")
+    equivariance_flips: Literal["none", "y", "x", "both"] = Field(
+        "x", description="axes along which images are reversed"
+    )
+    equivariance_rotation: float = Field(15.0, ge=0, le=45, description="its largest rotation in degrees")
     steps: int = Field(20_000, ge=1)
     batch: int = Field(16, ge=1, description="images of a step, in all processes together")
     accumulate: int = Field(1, ge=1, description="parts of a step's images taken one after the other, for less memory")

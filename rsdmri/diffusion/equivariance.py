@@ -34,12 +34,12 @@ class Group:
 
     Attributes:
         shift: largest circular shift along either axis, as a share of it; whole pixels, so exact.
-        flips: whether each axis may be reversed about its centre n // 2; exact.
+        flips: along which axes (y, x) images may be reversed about their centre n // 2; exact.
         rotation: largest angle in degrees; by Fourier interpolation.
     """
 
     shift: float
-    flips: bool
+    flips: tuple[bool, bool]
     rotation: float
 
 
@@ -85,7 +85,8 @@ def draw_motion(group: Group, shape: tuple[int, ...], generator: torch.Generator
     """Independent uniform elements of ``group`` for images of ``shape`` (batch, y, x)."""
     batch, *size = shape
     device = generator.device
-    flip = torch.rand((batch, 2), generator=generator, device=device) < (0.5 if group.flips else 0)
+    chance = torch.tensor(group.flips, device=device) / 2
+    flip = torch.rand((batch, 2), generator=generator, device=device) < chance
     turn = 2 * torch.rand(batch, generator=generator, device=device) - 1
     most = torch.tensor([math.floor(group.shift * n) for n in size], device=device)
     uniform = torch.rand((batch, 2), generator=generator, device=device)

@@ -129,7 +129,9 @@ class TeacherStage:
         deeper = draw_consistency(batch, generator) if settings.consistency else None
         if not settings.equivariance:
             return draw, deeper, None
-        group = Group(settings.equivariance_shift, settings.equivariance_flips, settings.equivariance_rotation)
+        along = settings.equivariance_flips
+        flips = along in ("y", "both"), along in ("x", "both")
+        group = Group(settings.equivariance_shift, flips, settings.equivariance_rotation)
         return draw, deeper, draw_equivariance(objective, batch, group, generator, *law)
 
     def _losses(

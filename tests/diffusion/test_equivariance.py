@@ -18,7 +18,7 @@ from rsdmri.physics.sense import sense
 from rsdmri.runtime import numpy_generator, torch_generator
 
 SIZES = [(5, 8), (6, 7)]
-ALL = Group(shift=0.5, flips=True, rotation=30)
+ALL = Group(shift=0.5, flips=(True, True), rotation=30)
 
 
 def images(count: int, size: tuple[int, int], *key: object, real: bool = False) -> Tensor:
@@ -85,7 +85,7 @@ def test_motions_are_linear_and_items_do_not_see_each_other():
 
 @pytest.mark.parametrize("size", [(32, 20), (31, 9)])
 def test_drawn_motions_fill_their_ranges(size):
-    group = Group(shift=0.1, flips=True, rotation=15)
+    group = Group(shift=0.1, flips=(True, True), rotation=15)
     drawn = draw_motion(group, (4000, *size), torch_generator("ranges"))
     for axis, n in enumerate(size):
         most = int(0.1 * n)
@@ -94,7 +94,10 @@ def test_drawn_motions_fill_their_ranges(size):
         assert (counts > 4000 / (2 * most + 1) * 0.8).all()
         assert 0.46 < drawn.flip[:, axis].double().mean() < 0.54
     assert 14 < math.degrees(float(drawn.angle.abs().max())) <= 15
-    still = draw_motion(Group(0, False, 0), (50, *size), torch_generator("ranges"))
+    one = draw_motion(Group(0, (False, True), 0), (50, *size), torch_generator("ranges")).flip
+    assert not one[:, 0].any()
+    assert one[:, 1].any()
+    still = draw_motion(Group(0, (False, False), 0), (50, *size), torch_generator("ranges"))
     assert not any(bool(x.any()) for x in (still.flip, still.shift, still.angle))
 
 

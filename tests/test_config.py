@@ -41,6 +41,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "prior.objective": ("dmd", "dmd"),
         "prior.fake_residual": ("further", "further"),
         "teacher.objective": ("fourier-ambient", "fourier-ambient"),
+        "teacher.equivariance_flips": ("both", "both"),
         "teacher.average": ("power", "power"),
         "prior.average": ("power", "power"),
         "logging.tensorboard": ("off", "off"),

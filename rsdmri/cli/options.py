@@ -13,6 +13,7 @@ class StageChoice(StrEnum):
     all = "all"
     teacher = "teacher"
     prior = "prior"
+    posterior = "posterior"
 
 
 class Method(StrEnum):

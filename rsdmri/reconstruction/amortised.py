@@ -1,0 +1,48 @@
+"""Reconstruction by one evaluation a draw, of a network that was trained for it."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from rsdmri.diffusion.amortised import PosteriorSampler
+from rsdmri.diffusion.sample import item_noise
+from rsdmri.physics.sense import Sense
+from rsdmri.reconstruction.consistency import check_problem
+from rsdmri.reconstruction.settings import AmortisedSettings
+
+
+def amortised(
+    sampler: PosteriorSampler,
+    operator: Sense,
+    kspace: Tensor,
+    sigma_y: Tensor,
+    *,
+    generators: Sequence[torch.Generator],
+    settings: AmortisedSettings | None = None,
+    conditions: Tensor | None = None,
+) -> Tensor:
+    """One draw of each item, ``(batch, y, x)``, by one evaluation of the network and a proximal step on the data.
+
+    What the network has learnt, and what not, says `rsdmri.diffusion.amortised.held_out_score`.
+
+    Args:
+        sampler: trained by ``rsdmri train --stage posterior``.
+        operator: A with the scan's own mask, batched.
+        kspace: complex64 ``(batch, coil, y, x)``, scaled units.
+        sigma_y: noise per complex k-space sample, ``(batch,)``.
+        generators: random stream of each item.
+        settings: level and trust, where they are to differ from those of the training.
+        conditions: of the scans, see `Prior.conditions`; None: nothing is known.
+    """
+    settings = settings or AmortisedSettings()
+    check_problem(operator, kspace, sigma_y)
+    own = PosteriorSampler(
+        sampler.denoiser,
+        sampler.level if settings.level is None else settings.level,
+        sampler.trust if settings.trust is None else settings.trust,
+    )
+    with torch.no_grad():
+        noise = item_noise(generators)(torch.zeros_like(kspace[:, 0]))
+        return own(kspace, operator, sigma_y / sqrt(2), noise, conditions)

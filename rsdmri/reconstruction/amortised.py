@@ -1,5 +1,6 @@
 """Reconstruction by one evaluation a draw, of a network that was trained for it."""
 
+import copy
 from collections.abc import Sequence
 from math import sqrt
 
@@ -38,11 +39,9 @@ def amortised(
     """
     settings = settings or AmortisedSettings()
     check_problem(operator, kspace, sigma_y)
-    own = PosteriorSampler(
-        sampler.denoiser,
-        sampler.level if settings.level is None else settings.level,
-        sampler.trust if settings.trust is None else settings.trust,
-    )
+    own = copy.copy(sampler)
+    own.level = sampler.level if settings.level is None else settings.level
+    own.trust = sampler.trust if settings.trust is None else settings.trust
     with torch.no_grad():
         noise = item_noise(generators)(torch.zeros_like(kspace[:, 0]))
         return own(kspace, operator, sigma_y / sqrt(2), noise, conditions)

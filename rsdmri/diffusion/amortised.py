@@ -76,8 +76,9 @@ def held_out_score(
       sampler's last step sees to them; their spread, below the noise, is not calibrated;
     - how blocks hang together, beyond what the network shares between them;
     - the law given all of M, which a reconstruction shows: the network has seen masks of M~'s density, M is denser by
-      what is held out. It is as good as the network carries over from one density to another; masks of varying density
-      in the training set help.
+      what is held out, and means and spreads are other ones there. A linear network, which cannot tell the two apart,
+      has three times the variance on the lines still missing in the tests' problem; others carry over as far as masks
+      of varying density in the training set taught them to. ``acquisition.further_drop`` = 1 brings M~ nearest to M.
 
     Args:
         sampler: draws.

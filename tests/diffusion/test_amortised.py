@@ -42,9 +42,7 @@ def test_the_score_by_hand():
 @pytest.mark.parametrize(("height", "rows"), [(6, 2), (5, 2), (5, 1), (6, 0)])
 def test_blocks_of_held_out_lines_are_rows_of_the_image(height, rows):
     rng = numpy_generator("blocks", height)
-    first, second, target = (
-        rng.normal(size=(3, 2, height, 4)) + 1j * rng.normal(size=(3, 2, height, 4)) for _ in "abc"
-    )
+    first, second, target = rng.normal(size=(3, 3, 2, height, 4, 2)) @ [1, 1j]
     held = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
     found = energy_score(*map(torch.as_tensor, (first, second, target)), torch.as_tensor(held)[:, None], rows)
     expected = np.zeros(3)
@@ -236,9 +234,8 @@ class Toy:
     def posterior(self, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gain and covariance per real channel given ``lines``."""
         a = sense_matrix(self.maps, lines)
-        gain = (
-            self.covariance @ a.conj().T @ np.linalg.inv(a @ self.covariance @ a.conj().T + SIGMA**2 * np.eye(PIXELS))
-        )
+        of_samples = a @ self.covariance @ a.conj().T + SIGMA**2 * np.eye(PIXELS)
+        gain = self.covariance @ a.conj().T @ np.linalg.inv(of_samples)
         return gain, self.covariance - gain @ a @ self.covariance
 
     def learnt(self, sampler: PosteriorSampler, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -147,7 +147,7 @@ class Counting(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner, self.calls = inner, 0
-        self.sigma_data = torch.tensor(0.3)
+        self.sigma_data, self.iterations = torch.tensor(0.3), 6
 
     def forward(self, *arguments: object, **named: object) -> Tensor:
         self.calls += 1

@@ -67,7 +67,7 @@ def test_the_prior_of_the_run_is_what_it_was(tuned, finished_run):
         load_prior(tuned / "posterior", "cpu")
     (tuned.parent / "copy").mkdir(exist_ok=True)
     shutil.copytree(tuned / "prior", tuned.parent / "copy" / "own", dirs_exist_ok=True)
-    with pytest.raises(InputError, match="no posterior network in .*; run rsdmri train --stage posterior"):
+    with pytest.raises(InputError, match=r"no posterior network in .*; run rsdmri train --stage posterior"):
         _ = load_prior(tuned.parent / "copy" / "own", "cpu").posterior
 
 
@@ -164,8 +164,7 @@ def test_a_reconstruction_takes_one_evaluation_a_draw(tuned, simulated):
 
 def test_a_run_without_one_is_refused_in_a_line(finished_run, simulated):
     scan = sorted(simulated.glob("*.h5"))[0]
-    with pytest.raises(
-        InputError, match=r"variant=amortised: no posterior network in .*; run rsdmri train --stage"
-    ) as e:
+    words = r"variant=amortised: no posterior network in .*; run rsdmri train --stage posterior"
+    with pytest.raises(InputError, match=words) as caught:
         reconstruct(scan, prior=finished_run, acceleration=4, options={"variant": "amortised"}, device="cpu")
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(caught.value)

@@ -67,12 +67,12 @@ def test_equal_draws_have_a_gradient():
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-MEAN, STD, NOISE = 0.7, 0.5, 0.8  # of a sample's posterior, per real number, and of the measurement noise
+MEAN, STD, NOISE = 0.7, 0.8, 0.5  # of a sample's posterior, per real number, and of the measurement noise
 
 
 def fitted(fresh_noise: bool) -> tuple[float, float, float]:
     """Mean, std and score of the Gaussian that the score picks for y = x + n, x ~ N(MEAN, STD^2), all real."""
-    points = torch.quasirandom.SobolEngine(6).draw(2**14 + 1, dtype=torch.float64)[1:]
+    points = torch.quasirandom.SobolEngine(6).draw(2**15 + 1, dtype=torch.float64)[1:]
     e1, e2, n1, n2, x, n = (torch.special.ndtri(points) + 0j).T[..., None, None, None]
     target, held = MEAN + STD * x + NOISE * n, torch.ones(len(points), 1, 1, dtype=torch.bool)
     chosen = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
@@ -92,14 +92,14 @@ def fitted(fresh_noise: bool) -> tuple[float, float, float]:
 
 def test_the_score_is_least_for_the_posterior_of_the_noise_free_image():
     mean, std, score = fitted(fresh_noise=True)
-    assert (mean, std) == (pytest.approx(MEAN, abs=0.01), pytest.approx(STD, rel=0.02))
+    assert (mean, std) == (pytest.approx(MEAN, abs=0.01), pytest.approx(STD, rel=0.03))
     # |N(0, 2 t^2)| has the mean 2 t / sqrt(pi), two of draws and target less one of draws, over 2 sqrt(2)
     assert score == pytest.approx(sqrt(STD**2 + NOISE**2) / sqrt(2 * pi), rel=0.01)
 
 
 def test_without_fresh_noise_the_noise_is_learnt_as_image():
     mean, std, _ = fitted(fresh_noise=False)
-    assert (mean, std) == (pytest.approx(MEAN, abs=0.01), pytest.approx(sqrt(STD**2 + NOISE**2), rel=0.02))
+    assert (mean, std) == (pytest.approx(MEAN, abs=0.01), pytest.approx(sqrt(STD**2 + NOISE**2), rel=0.03))
 
 
 def batch_of(count: int = 3, noise: float = 0.1) -> Batch:

@@ -10,7 +10,7 @@ from torch import Tensor
 from rsdmri.diffusion.amortised import PosteriorSampler
 from rsdmri.diffusion.sample import item_noise
 from rsdmri.physics.sense import Sense
-from rsdmri.reconstruction.consistency import check_problem
+from rsdmri.reconstruction.consistency import check_problem, data_consistency, floored
 from rsdmri.reconstruction.settings import AmortisedSettings
 
 
@@ -26,6 +26,7 @@ def amortised(
 ) -> Tensor:
     """One draw of each item, ``(batch, y, x)``, by one evaluation of the network and a proximal step on the data.
 
+    The step is solved further than in training, where it must have a gradient (`PosteriorSampler`).
     What the network has learnt, and what not, says `rsdmri.diffusion.amortised.held_out_score`.
 
     Args:
@@ -41,7 +42,10 @@ def amortised(
     check_problem(operator, kspace, sigma_y)
     own = copy.copy(sampler)
     own.level = sampler.level if settings.level is None else settings.level
-    own.trust = sampler.trust if settings.trust is None else settings.trust
+    own.trust, trust = 0.0, sampler.trust if settings.trust is None else settings.trust
     with torch.no_grad():
         noise = item_noise(generators)(torch.zeros_like(kspace[:, 0]))
-        return own(kspace, operator, sigma_y / sqrt(2), noise, conditions)
+        images: Tensor = own(kspace, operator, sigma_y / sqrt(2), noise, conditions)
+        if trust == 0:
+            return images
+        return data_consistency(operator, kspace, images, floored(sigma_y), torch.full_like(sigma_y, trust))

@@ -200,6 +200,25 @@ class PriorConfig(Section):
         return self.objective != "ambient-gan"
 
 
+class PosteriorConfig(Section):
+    """The network of ``variant=amortised``: one evaluation is one draw, learnt from held-out lines."""
+
+    start: Literal["teacher", "generator"] = Field("teacher", description="weights that it starts from")
+    level: float = Field(0.1, gt=0, le=80, description="noise level told to the network")
+    trust: float = Field(0.05, ge=0, description="error per pixel its image is taken to have; 0: no data consistency")
+    rows: int = Field(4, ge=0, description="image rows of a block whose joint law is scored; 0: all")
+    steps: int = Field(2_000, ge=1)
+    batch: int = Field(16, ge=1, description="images of a step, in all processes together")
+    accumulate: int = Field(1, ge=1, description="parts of a step's images taken one after the other, for less memory")
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up")
+    decay_from: float = Field(0.5, ge=0, le=1)
+    clip: float = Field(1.0, gt=0, description="gradient norm")
+    average: Literal["exponential", "power"] = "exponential"
+    ema_images: float = Field(20_000, ge=0)
+    keep: Literal["last", "best"] = Field("last", description="weights of the end, or of the lowest validation score")
+
+
 class LoggingConfig(Section):
     """What a run shows of itself beside ``metrics.jsonl``; changes nothing that is trained."""
 
@@ -237,6 +256,7 @@ class Config(Section):
     network: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig = TeacherConfig()
     prior: PriorConfig = PriorConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ def model_card(meta: dict[str, Any], bank: Acquisitions) -> str:
     kinds = {
         "prior": f"one-step generator {'without a' if alone else 'with its'} teacher",
         "teacher": "diffusion teacher",
+        "posterior": "network of the reconstruction rsd, variant amortised",
     }
     rows = {
         "kind": kinds[meta["kind"]],

@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from rsdmri import RESEARCH_ONLY, __version__
 from rsdmri.config import Config, config_from_dict
 from rsdmri.diffusion.acquisitions import Acquisitions
+from rsdmri.diffusion.amortised import PosteriorSampler
 from rsdmri.diffusion.backbones import build_backbone
 from rsdmri.diffusion.conditions import encode
 from rsdmri.diffusion.denoiser import Denoiser, given
@@ -60,7 +63,10 @@ class Prior:
         config: resolved configuration of the run.
         meta: everything in ``config.json``.
         digest: sha256 of the weights.
+        folder: that it was read from, if any.
     """
+
+    folder: Path | None = None
 
     def __init__(
         self, denoiser: Denoiser, generator: Generator | None, bank: Acquisitions, config: Config, meta: dict[str, Any]
@@ -79,6 +85,19 @@ class Prior:
     def denoises(self) -> bool:
         """Whether ``denoiser`` was trained; it was not where the prior was trained without a teacher."""
         return denoises(self.kind, self.config)
+
+    @cached_property
+    def posterior(self) -> PosteriorSampler:
+        """The network of variant ``amortised``, read from the run folder when it is first asked for.
+
+        Errors:
+            InputError: the prior is not in a run folder where one was trained.
+        """
+        own = self.folder
+        if own is None or own.name not in ("prior", "teacher") or not (own.parent / "posterior/config.json").is_file():
+            where = "the run folder of this prior" if own is None else str(own.parent)
+            raise InputError(f"variant=amortised: no posterior network in {where}; run rsdmri train --stage posterior")
+        return load_posterior(own.parent / "posterior", self.device)
 
     @property
     def device(self) -> torch.device:
@@ -234,11 +253,13 @@ def save_prior(
     bank: Acquisitions,
     config: Config,
     facts: dict[str, Any],
+    *,
+    kind: str | None = None,
 ) -> None:
     """Write ``model.safetensors``, the model card and, last, ``config.json`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
-    kind = "teacher" if generator is None else "prior"
+    kind = kind or ("teacher" if generator is None else "prior")
     tensors: dict[str, Tensor] = {}
     if denoises(kind, config):
         tensors |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
@@ -274,7 +295,7 @@ def save_prior(
 
 def denoises(kind: str, config: Config) -> bool:
     """Whether a ``kind`` of prior (`Prior.kind`) holds a trained denoiser."""
-    return kind == "teacher" or config.prior.distils
+    return kind != "prior" or config.prior.distils
 
 
 def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
@@ -286,11 +307,13 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
     folder = prior_folder(Path(path))
     target = select_device(device)
     meta = _read_meta(folder / "config.json")
+    if meta["kind"] == "posterior":
+        raise InputError(f"{folder}: the network of variant=amortised, which is no prior; give {folder.parent}")
     tensors, _ = load_tensors(folder / "model.safetensors")
     if (folder / "calibration.json").is_file():  # written later than the prior, see `rsdmri.workflows.calibrate`
         meta["calibration"] = _read_json(folder / "calibration.json")
     config = config_from_dict(meta["config"], str(folder / "config.json"))
-    try:
+    with _fitting(folder):
         denoiser = build_denoiser(config, meta["sigma_data"], target)
         if denoises(meta["kind"], config):
             denoiser.load_state_dict(_part("denoiser.", tensors))
@@ -303,10 +326,31 @@ def load_prior(path: str | os.PathLike[str], device: str = "auto") -> Prior:
         maps = torch.view_as_complex(tensors["bank.maps"]).to(target) if "bank.maps" in tensors else None
         law = meta.get("sampling", {})
         bank = Acquisitions(maps, tensors["bank.mask"].to(target), int(meta["further_drop"]), **law)
+    prior = Prior(denoiser, generator, bank, config, meta)
+    prior.folder = folder.resolve()
+    return prior
+
+
+def load_posterior(folder: Path, device: torch.device) -> PosteriorSampler:
+    """The network that ``--stage posterior`` wrote into ``folder``; errors as of `load_prior`."""
+    meta = _read_meta(folder / "config.json")
+    config = config_from_dict(meta["config"], str(folder / "config.json"))
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    with _fitting(folder):
+        denoiser = build_denoiser(config, meta["sigma_data"], device)
+        denoiser.load_state_dict(_part("denoiser.", tensors))
+        settings = config.posterior
+        sampler = PosteriorSampler(denoiser, settings.level, settings.trust, meta["sha256"])
+    return sampler.eval().requires_grad_(False)
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{folder}: weights and config.json do not fit ({reason}); copy the whole folder") from None
-    return Prior(denoiser, generator, bank, config, meta)
 
 
 def newest_prior(runs: Path = Path("runs")) -> Path:

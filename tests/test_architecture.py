@@ -63,6 +63,7 @@ FLOORS = {
     "rsdmri.diffusion.objectives": 3,
     "rsdmri.diffusion.equivariance": 3,
     "rsdmri.diffusion.sample": 3,
+    "rsdmri.diffusion.amortised": 3,
     "rsdmri.distillation.*": 4,
     "rsdmri.data.stack": 1,
     "rsdmri.data.coverage": 2,
@@ -119,7 +120,9 @@ FLOORS = {
     "rsdmri.training.proximal": 4,
     "rsdmri.training.adversary": 5,
     "rsdmri.training.generated": 5,
+    "rsdmri.training.single": 4,
     "rsdmri.training.teacher": 5,
+    "rsdmri.training.posterior": 5,
     "rsdmri.training.prior": 5,  # the losses of the distillation are below it
     "rsdmri.training.loop": 5,
     "rsdmri.data.formats": 5,

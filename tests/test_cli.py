@@ -153,6 +153,7 @@ def test_train_refuses_bad_scans(refused, hostile, scans, message):
         (["--device", "cuda:99"], "--device cuda:99: not available here"),
         (["--device", "meta"], "--device meta: not available here"),
         (["--stage", "prior"], "--stage prior: .* holds no finished teacher"),
+        (["--stage", "posterior"], "--stage posterior: .* holds no finished teacher"),
     ],
 )
 def test_train_refuses_bad_options(refused, hostile, simulated, arguments, message):
@@ -305,9 +306,9 @@ OPTIONS = {
     ("command", "choices"),
     [
         ("simulate", ["mixed", "T1w", "T2w", "PDw", "FLAIR"]),
-        ("train", ["all", "teacher", "prior"]),
+        ("train", ["all", "teacher", "prior", "posterior"]),
         ("sample", ["heun", "euler", "dpmpp-2m"]),
-        ("average", ["all", "teacher", "prior"]),
+        ("average", ["all", "teacher", "prior", "posterior"]),
         ("reconstruct", ["rsd", "adps", "diffpir", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
     ],
 )

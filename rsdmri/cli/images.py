@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rsdmri.cli.app import app
-from rsdmri.cli.options import Axes, Device, Frame, Method, PriorPath, Seed, SetMethod, Trust, Variable
+from rsdmri.cli.options import Axes, Device, Formats, Frame, Method, PriorPath, Seed, SetMethod, Trust, Variable
 from rsdmri.errors import Interrupted
 
 
@@ -30,10 +30,7 @@ def reconstruct(
     axes: Axes = None,
     frame: Frame = None,
     out: Annotated[Path, typer.Option(help="output folder, or a file such as recon.nii.gz")] = Path("recon"),
-    format_: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="h5, nifti, dicom, parametric-map, png, cfl; several by commas [h5,png]"),
-    ] = None,
+    format_: Formats = None,
     dicom_source: Annotated[Path | None, typer.Option(help="DICOM file of the same examination, for its UIDs")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace results that exist")] = False,
     budget: Annotated[str | None, typer.Option(help="wall-clock time of the command, such as 60s: fewer draws")] = None,

@@ -13,6 +13,7 @@ class StageChoice(StrEnum):
     all = "all"
     teacher = "teacher"
     prior = "prior"
+    posterior = "posterior"
 
 
 class Method(StrEnum):
@@ -48,6 +49,10 @@ class Contrast(StrEnum):
 
 SetMethod = Annotated[
     list[str] | None, typer.Option("--set-method", metavar="KEY=VALUE", help="setting of the method; repeatable")
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", help="h5, nifti, dicom, parametric-map, png, cfl; several by commas [h5,png]"),
 ]
 PriorPath = Annotated[Path | None, typer.Option(help="run or prior folder [newest finished run under runs/]")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or another torch device")]

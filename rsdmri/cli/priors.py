@@ -19,7 +19,7 @@ def train(
     acceleration: Annotated[
         float | None, typer.Option(help="R at which fully sampled scans are undersampled [4]")
     ] = None,
-    stage: Annotated[StageChoice, typer.Option(help="which stages to train")] = StageChoice.all,
+    stage: Annotated[StageChoice, typer.Option(help="which stages to train; all: teacher and prior")] = StageChoice.all,
     recipe: Annotated[Path | None, typer.Option(help="TOML recipe")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override one setting, key=value; repeatable")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder [runs/NAME]")] = None,

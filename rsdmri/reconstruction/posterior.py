@@ -16,14 +16,17 @@ from rsdmri.errors import InputError
 from rsdmri.physics.sense import Sense
 from rsdmri.priors import Prior
 from rsdmri.reconstruction.adps import adps
+from rsdmri.reconstruction.amortised import amortised
 from rsdmri.reconstruction.consistency import check_problem, data_consistency, floored
 from rsdmri.reconstruction.latent import fit_latent
 from rsdmri.reconstruction.proximal import diffpir, proximal
 from rsdmri.reconstruction.settings import (
     AdpsSettings,
+    AmortisedSettings,
     DiffpirSettings,
     DrawSettings,
     LatentSettings,
+    MethodSettings,
     Network,
     OneStepSettings,
     ProximalSettings,
@@ -78,7 +81,7 @@ def draw(
         operator: A with the scan's own mask, batched.
         kspace: complex64 ``(batch, coil, y, x)``, scaled units.
         sigma_y: noise per complex k-space sample, ``(batch,)``.
-        settings: of `adps`, `diffpir`, `proximal` or `fit_latent`.
+        settings: of `adps`, `diffpir`, `proximal`, `fit_latent` or `amortised`.
         generators: random stream of each item.
         start: image that a draw starts from, where ``settings.start`` names one; None: 0.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
@@ -109,8 +112,17 @@ def draw(
             )
         case LatentSettings():
             return _latent(prior, *data, settings, generators, start, conditions)
+        case AmortisedSettings():
+            return amortised(prior.posterior, *data, generators=generators, settings=settings, conditions=conditions)
         case _:
             raise ValueError(f"settings: expected those of a method that draws, got {type(settings).__name__}")
+
+
+def weights_digest(prior: Prior, settings: MethodSettings) -> str:
+    """What names the weights that a reconstruction with ``settings`` hangs on: their sha256, of both where two do."""
+    if isinstance(settings, AmortisedSettings):
+        return f"{prior.digest} {prior.posterior.digest}"
+    return prior.digest
 
 
 def _latent(

@@ -158,7 +158,27 @@ class LatentSettings(DrawSettings):
         return self.model_copy(update={"iterations": min(self.iterations, TRIAL)})
 
 
-RSD: dict[str, type[MethodSettings]] = {"proximal": ProximalSettings, "latent": LatentSettings}
+class AmortisedSettings(DrawSettings):
+    """Of `amortised.amortised`."""
+
+    variant: Literal["amortised"] = "amortised"
+    start: Literal["noise"] = "noise"
+    level: Level | None = Field(None, description="noise level told to the network; left out: the trained one")
+    trust: float | None = Field(
+        None, ge=0, description="error per pixel that its image is taken to have; 0: no data consistency"
+    )
+
+    @property
+    def evaluations(self) -> int:
+        """One."""
+        return 1
+
+
+RSD: dict[str, type[MethodSettings]] = {
+    "proximal": ProximalSettings,
+    "latent": LatentSettings,
+    "amortised": AmortisedSettings,
+}
 _METHODS: dict[str, type[MethodSettings]] = {
     "adps": AdpsSettings,
     "diffpir": DiffpirSettings,

@@ -1,5 +1,6 @@
 """The calibration set of a prior: fully sampled scans that say how much its bands must be widened."""
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from rsdmri.reconstruction.calibration import (
     interval_scores,
     save_calibration,
 )
+from rsdmri.reconstruction.posterior import weights_digest
 from rsdmri.reconstruction.settings import MethodSettings
 from rsdmri.workflows.reconstruct import DRAWN, check_arguments, chosen_prior, reconstruct
 
@@ -60,7 +62,7 @@ def calibrate(
         InputError: too few scans, or one without a full image.
     """
     settings = _checked(method, samples, options, level)
-    bare = Prior(prior.denoiser, prior.generator, prior.bank, prior.config, _without_calibration(prior))
+    bare = _without_calibration(prior)
     way: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
     scores, before = [], []
     for scan in scans:
@@ -76,7 +78,7 @@ def calibrate(
             skip(line)
         advance(1)
     factor = conformal_quantile(scores, level)
-    made_with = (method, float(acceleration), settings.model_dump_json(), samples, prior.digest)
+    made_with = (method, float(acceleration), settings.model_dump_json(), samples, weights_digest(prior, settings))
     found = Calibration(factor, level, len(scores), sum(map(len, scores)), *made_with, float(np.mean(before)))
     if folder is not None:
         save_calibration(folder, found)
@@ -119,5 +121,7 @@ def _measured(scan: Scan | str | os.PathLike[str], **way: Any) -> tuple[np.ndarr
     return interval_scores(result.target, result.quantiles, inside), coverage(result.target, low, high, inside)
 
 
-def _without_calibration(prior: Prior) -> dict[str, object]:
-    return {name: value for name, value in prior.meta.items() if name != "calibration"}
+def _without_calibration(prior: Prior) -> Prior:
+    bare = copy.copy(prior)
+    bare.meta = {name: value for name, value in prior.meta.items() if name != "calibration"}
+    return bare

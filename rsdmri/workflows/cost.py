@@ -20,7 +20,7 @@ from rsdmri.diffusion.unet import SelfAttention, parameter_count
 from rsdmri.distillation.discriminator import View
 from rsdmri.training.adversary import build_discriminator
 
-StageName = Literal["teacher", "prior"]
+StageName = Literal["teacher", "prior", "posterior"]
 _DESCENT, _DEEPER = 4, 3  # evaluations of the consistency term without and with gradient
 _PLAY = 11  # evaluations' worth of operations that both players and the gradient penalty cost, with gradients
 _PLAYED = 4  # evaluations of the discriminator that keep what gradients need
@@ -155,6 +155,9 @@ def operations(config: Config, stage: StageName, size: SliceSize, cost: NetworkC
     if stage == "teacher":
         extra = _DESCENT * cost.forward + _DEEPER * learn if config.teacher.consistency else 0
         return Operations(learn + extra, _teacher_physics(config, size) * (_DESCENT + _DEEPER + 1 if extra else 1))
+    if stage == "posterior":  # two draws, each made consistent with the data
+        drawn = _normal(size) + 3 * _transform(size) + 3 * _inverse(config, size, gradient=False)
+        return Operations(2 * learn, 2 * drawn)
     against = discriminator_cost(config, size)
     game = 0 if against is None else _PLAY * against.forward
     scores = {"sid": learn + 2 * passed, "dmd": learn + 2 * cost.forward, "sds": learn + cost.forward, "ambient-gan": 0}
@@ -208,11 +211,13 @@ def memory(
     tensors of a backward pass in flight, and its coil images.
     """
     weights = 4 * cost.parameters
-    single = stage == "teacher" or not config.prior.distils
+    single = stage != "prior" or not config.prior.distils
     copies = 4 + shares + 1 if single else 8 + 2 * (shares + 1)
     against = discriminator_cost(config, size) if stage == "prior" else None
     saved = cost.saved * (0.5 if half else 1.0)
     evaluations = {"sid": 4, "ambient-gan": 1}.get(config.prior.objective, 2) if stage == "prior" else 1
+    if stage == "posterior":
+        evaluations = 2
     if stage == "teacher" and config.teacher.consistency:
         evaluations += _DEEPER
     pixels = 8 * size.height * size.width

@@ -54,7 +54,7 @@ class Grids:
 
     def after_step(self, stage: Stage, report: StepReport) -> dict[str, float]:
         """Draw where it is time."""
-        if self.every != 0 and (report.progress >= 1 or self._due(report)):
+        if self.every != 0 and stage.name != "posterior" and (report.progress >= 1 or self._due(report)):
             self._done = report.progress
             started = time.monotonic()
             self._safely(lambda: self._draw(stage, report.step))

@@ -210,7 +210,7 @@ class Keeper:
         """Roll-backs of the manifest; slices that other data do not have stay in."""
         stages, kept = read_manifest(self.folder.checkpoints), []
         known = stages.stage(self.stage.name).roll_backs
-        if self.stage.name == "prior":  # what the teacher could not learn from, the prior never sees
+        if self.stage.name != "teacher":  # what the teacher could not learn from, no later stage sees
             blamed = tuple(item for r in stages.stage("teacher").roll_backs for item in r.left_out)
             known = (
                 (RollBack(step=0, back_to=0, problem="in the teacher", left_out=blamed), *known) if blamed else known

@@ -22,7 +22,7 @@ from rsdmri.training.shards import Shards
 from rsdmri.workflows.cost import Memory, Operations, SliceSize, StageName, memory, network_cost, operations
 from rsdmri.workflows.throughput import TYPICAL_SHARE, matrix_peak, trial_step
 
-STAGES: tuple[StageName, ...] = ("teacher", "prior")
+STAGES: tuple[StageName, ...] = ("teacher", "prior", "posterior")
 _CHEAP = 2.0  # seconds of a step that a dry run takes for real
 
 
@@ -163,20 +163,18 @@ def time_line(config: Config, plan: Plan, device: torch.device) -> str:
     seconds, basis = work["teacher"] / (TYPICAL_SHARE * matrix_peak(device, dtype)), "estimated"
     if seconds < _CHEAP and plan.fits:
         seconds, basis = trial_step(config, plan.size, device, shards), "measured on noise"
-    each = {"teacher": seconds, "prior": seconds * work["prior"] / work["teacher"]}
-    steps = {
-        stage: config.steps or (config.teacher.steps if stage == "teacher" else config.prior.steps) for stage in STAGES
-    }
-    parts = [f"{s} {each[s]:.2g} s a step, {_duration(each[s] * steps[s])} in all" for s in _trained(config)]
+    each = {stage: seconds * work[stage] / work["teacher"] for stage in _trained(config)}
+    steps = {stage: config.steps or int(getattr(config, stage).steps) for stage in each}
+    parts = [f"{s} {each[s]:.2g} s a step, {_duration(each[s] * steps[s])} in all" for s in each]
     return f"time, {basis}: {'; '.join(parts)}"
 
 
 def _trained(config: Config) -> tuple[StageName, ...]:
-    return STAGES if config.prior.distils else ("prior",)
+    return ("teacher", "prior") if config.prior.distils else ("prior",)
 
 
 def _batch(config: Config, stage: StageName) -> int:
-    return config.teacher.batch if stage == "teacher" else config.prior.batch
+    return int(getattr(config, stage).batch)
 
 
 def _slice_size(config: Config, kind: Shape) -> SliceSize:
@@ -202,7 +200,7 @@ def _room(config: Config, slices: TrainingSlices, kind: Shape, device: torch.dev
 
 def _held(config: Config, stage: StageName, needed: Memory, processes: int) -> float:
     """Bytes that one process holds in a step."""
-    settings = config.teacher if stage == "teacher" else config.prior
+    settings = getattr(config, stage)
     return needed.of(-(-settings.batch // processes), settings.accumulate)
 
 

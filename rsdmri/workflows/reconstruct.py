@@ -22,7 +22,7 @@ from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
 from rsdmri.reconstruction.held_out import check_share
-from rsdmri.reconstruction.settings import MethodSettings, method_settings
+from rsdmri.reconstruction.settings import AmortisedSettings, MethodSettings, method_settings
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
 from rsdmri.workflows.domain import OutOfDomain, chosen_method, prior_warnings
@@ -188,6 +188,7 @@ def _finished(
         "evaluations": work.settings.evaluations * work.samples,
         "seed": work.seed,
         "source_sha256": digest(scan.kspace),
+        **_sampler_facts(work),
         **facts,
         **trust.attrs,
         **({} if scores is None else scores),
@@ -218,6 +219,12 @@ def _finished(
         acquisition=scan.acquisition,
         held_out=trust.check,
     )
+
+
+def _sampler_facts(work: SliceWork) -> dict[str, str]:
+    if work.prior is None or not isinstance(work.settings, AmortisedSettings):
+        return {}
+    return {"posterior_sha256": work.prior.posterior.digest}
 
 
 def reference_images(scan: Scan, law: MaskLaw) -> np.ndarray:

@@ -19,6 +19,7 @@ from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
 from rsdmri.privacy import personal_kinds
 from rsdmri.progress import Bar, progress
+from rsdmri.reconstruction.posterior import weights_digest
 from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
 from rsdmri.training.distributed import Processes, joined
@@ -112,7 +113,8 @@ class _Asked:
         """Hash of all that decides a result besides the scan."""
         seconds = None if self.budget is None else self.budget.seconds
         options = {**self.options, "reading": self.reading, "budget": seconds}
-        return request_of(options, self.files, None if prior is None else prior.digest)
+        settings = method_settings(self.options["method"], self.options["options"])
+        return request_of(options, self.files, None if prior is None else weights_digest(prior, settings))
 
     def trial(self, method: str, samples: int) -> dict[str, Any]:
         """`arguments` of a run of few evaluations; coil maps from the scan, for files have those of all slices."""

@@ -1,7 +1,8 @@
 """A run's folder: configuration, metrics, checkpoints, and the lock that keeps two trainings apart.
 
-RUN/config.toml, RUN/metrics.jsonl, RUN/checkpoints/ (manifest.json, *.safetensors), RUN/teacher/, RUN/prior/; and
-from those that look on RUN/averages/*.safetensors, RUN/samples/*.png, RUN/curves.png, RUN/tensorboard/.
+RUN/config.toml, RUN/metrics.jsonl, RUN/checkpoints/ (manifest.json, *.safetensors), RUN/teacher/, RUN/prior/,
+RUN/posterior/; and from those that look on RUN/averages/*.safetensors, RUN/samples/*.png, RUN/curves.png,
+RUN/tensorboard/.
 """
 
 import json
@@ -22,7 +23,7 @@ from rsdmri.workflows.run_lock import lock_folder
 # Settings that may differ when a run goes on: how long, how often, how fast, not what.
 FREE = (
     *("steps", "teacher.steps", "prior.steps", "checkpoint_every", "workers", "teacher.share", "network.compile"),
-    *("teacher.accumulate", "prior.accumulate"),
+    *("teacher.accumulate", "prior.accumulate", "posterior.steps", "posterior.accumulate"),
     *("data.cache_gb", "data.cache_dir", "data.cache_dir_gb", "data.workers"),
     *(
         "snapshots_gb",
@@ -73,8 +74,8 @@ class RunFolder:
             write_text(file, config.to_toml())
         self._adopted = not known
         self.checkpoints.mkdir(exist_ok=True)
-        for folder in (self.path, self.path / "data", self.path / "teacher", self.path / "prior"):
-            remove_orphans(folder)
+        for name in ("", "data", "teacher", "prior", "posterior"):
+            remove_orphans(self.path / name)
         list_unlisted(self.checkpoints, lambda line: say(f"warning: {line}"))
         return known
 

@@ -30,7 +30,7 @@ class Snapshots:
 
     def start(self, stage: Stage, report: StepReport) -> None:
         """Remove what an interrupted process left and what the resumed one takes again."""
-        number = self.config.snapshots
+        number = self.config.snapshots if stage.averages.snapshot() else 0
         self._most = most_snapshots(number, self.config.snapshots_gb, stage.averages.snapshot()) if number else 0
         if number and not self._most:
             self.say(f"{stage.name}: no snapshots of averages, one takes more than snapshots_gb")

@@ -1,5 +1,6 @@
 """Where training batches come from: acquired k-space of prepared slices, or images measured from it."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ class KspaceSource:
     def __init__(self, config: Config, slices: TrainingSlices, device: torch.device):
         self.config, self.slices, self.device = config, slices, device
         self._noisy = config.objective == "fourier-ambient"
+
+    def with_noise(self) -> "KspaceSource":
+        """The same slices, whose batches say how noisy they are, whatever the teacher's objective takes them for."""
+        other = copy.copy(self)
+        other._noisy = True
+        return other
 
     def __len__(self) -> int:
         return len(self.slices)

@@ -51,7 +51,7 @@ def train(
     Args:
         config: settings; without ``data.path`` scans are simulated under ``out/data``.
         out: run folder; a run with the same settings there goes on where it stopped.
-        stage: which of the two stages.
+        stage: which; ``all``: teacher and prior.
         budget: wall-clock seconds for everything; the schedule is fitted to it.
         device: ``auto``, or a torch device.
         dry_run: print the plan and stop.
@@ -199,6 +199,8 @@ def split_budget(seconds: float | None, share: float, stage: StageName) -> Budge
         return Budget(teacher=seconds)
     if stage == "prior":
         return Budget(prior=seconds)
+    if stage == "posterior":
+        return Budget(posterior=seconds)
     return Budget(share * seconds, (1 - share) * seconds)
 
 
@@ -220,6 +222,21 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
         mask_law(config).check(config.simulate.size, config.simulate.coils, ambient=config.trains_on_kspace)
     if stage == "prior" and config.prior.distils and not (out / "teacher" / "config.json").is_file():
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
+    if stage == "posterior":
+        _check_posterior(config, out)
+
+
+def _check_posterior(config: Config, out: Path) -> None:
+    """Refuse a posterior network without scans that hold lines out, or without weights to start from."""
+    if not config.trains_on_kspace or config.preconditioning != "operator":
+        found = f"objective {config.objective}, {config.preconditioning} preconditioning"
+        raise InputError(
+            f"--stage posterior: needs k-space of coils with teacher.objective ambient or fourier-ambient and "
+            f"network.preconditioning operator, this run has {found}; train such a teacher first"
+        )
+    stage = "teacher" if config.posterior.start == "teacher" else "prior"
+    if not (out / stage / "config.json").is_file():
+        raise InputError(f"--stage posterior: {out} holds no finished {stage}; run --stage {stage} there first")
 
 
 def _open(

@@ -14,10 +14,11 @@ from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.distillation.generator import Generator
 from rsdmri.errors import InputError, Interrupted
-from rsdmri.priors import build_denoiser, load_prior, save_prior
+from rsdmri.priors import Prior, build_denoiser, load_prior, save_prior
 from rsdmri.progress import Bar, progress
 from rsdmri.training.distributed import ALONE, Processes
 from rsdmri.training.loop import Schedule, StepReport, run_stage
+from rsdmri.training.posterior import PosteriorStage
 from rsdmri.training.prior import PriorStage
 from rsdmri.training.recovery import Draws, TrainingDivergedError
 from rsdmri.training.shards import Shards
@@ -28,9 +29,9 @@ from rsdmri.workflows.keeper import Keeper
 from rsdmri.workflows.plan import Plan
 from rsdmri.workflows.run_folder import RunFolder
 from rsdmri.workflows.signals import Stop
-from rsdmri.workflows.sources import Source
+from rsdmri.workflows.sources import KspaceSource, Source
 
-StageName = Literal["all", "teacher", "prior"]
+StageName = Literal["all", "teacher", "prior", "posterior"]
 Say = Callable[[str], None]
 
 _SHOWN = ("loss", "score_gap", "sample_std", "images_per_s")  # beside the progress bar
@@ -38,10 +39,11 @@ _SHOWN = ("loss", "score_gap", "sample_std", "images_per_s")  # beside the progr
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds of training time for the two stages; None: as many steps as the configuration says."""
+    """Seconds of training time for the stages; None: as many steps as the configuration says."""
 
     teacher: float | None = None
     prior: float | None = None
+    posterior: float | None = None
 
 
 class Observer(Protocol):
@@ -117,6 +119,19 @@ class Trainer:
             facts = self._train(prior_stage, schedule, title, self.config.prior.keep)
             if facts is not None:
                 self._export("prior", denoiser, prior_stage.average, facts | training)
+        if stage == "posterior":
+            self._run_posterior(budget)
+
+    def _run_posterior(self, budget: Budget) -> None:
+        """Fine-tune what the finished prior or teacher left, on slices whose noise is known."""
+        settings = self.config.posterior
+        denoiser, training = self._teacher() if settings.start == "teacher" else self._generator()
+        self.source, self.held_out = _with_noise(self.source), _with_noise(self.held_out)
+        stage = PosteriorStage(self.config, denoiser, self._batches, self.shards, self.held_out.batches)
+        schedule = Schedule(self._steps("posterior", budget.posterior), budget.posterior)
+        facts = self._train(stage, schedule, "Training posterior", settings.keep)
+        if facts is not None:
+            self._export("posterior", stage.average.denoiser, None, facts | training)
 
     def _train(
         self, stage: Stage, schedule: Schedule, title: str, keep: Literal["last", "best"]
@@ -256,11 +271,10 @@ class Trainer:
             for observer in self.observers:
                 observer.logged(stage, row)
 
-    def _steps(self, name: Literal["teacher", "prior"], seconds: float | None) -> int | None:
+    def _steps(self, name: Literal["teacher", "prior", "posterior"], seconds: float | None) -> int | None:
         if self.config.steps is not None:
             return self.config.steps
-        own = self.config.teacher.steps if name == "teacher" else self.config.prior.steps
-        return None if seconds is not None else own
+        return None if seconds is not None else int(getattr(self.config, name).steps)
 
     def _sigma_data(self) -> float:
         """Standard deviation of the images, as the first process finds it."""
@@ -277,16 +291,24 @@ class Trainer:
         return any(self.processes.largest(keeper.finished and written))
 
     def _teacher(self) -> tuple[Denoiser, dict[str, Any]]:
-        """The finished teacher, which the first process reads for all, and what is told of its training."""
+        """The finished teacher, and what is told of its training."""
+        return self._finished_network("teacher", lambda prior: prior.denoiser)
+
+    def _generator(self) -> tuple[Denoiser, dict[str, Any]]:
+        """The network of the finished generator, and what is told of its training."""
+        return self._finished_network("prior", lambda prior: (prior.generator or prior).denoiser)
+
+    def _finished_network(self, name: str, of: Callable[[Prior], Denoiser]) -> tuple[Denoiser, dict[str, Any]]:
+        """A network of the finished stage ``name``, which the first process reads for all."""
         prior = None
         with self.processes.together():
             try:
                 if self.processes.first:
-                    prior = load_prior(self.folder.path / "teacher", device=str(self.device))
+                    prior = load_prior(self.folder.path / name, device=str(self.device))
             except InputError as error:
-                raise InputError(f"--stage prior needs a finished teacher in the same run: {error}") from None
-        denoiser = build_denoiser(self.config, 1.0, self.device) if prior is None else prior.denoiser
-        facts = {} if prior is None else {"teacher_training": prior.meta.get("training", "")}
+                raise InputError(f"this stage needs a finished {name} in the same run: {error}") from None
+        denoiser = build_denoiser(self.config, 1.0, self.device) if prior is None else of(prior)
+        facts = {} if prior is None else {f"{name}_training": prior.meta.get("training", "")}
         facts, weights = self.processes.of_first(facts, denoiser.state_dict())
         if prior is None:
             denoiser.load_state_dict(weights)
@@ -296,7 +318,7 @@ class Trainer:
         with self.processes.together(), self.stop.at_once():
             if self.bank is not None:
                 facts = facts | domain_facts(self.source.slices, self.bank, self.say)
-                save_prior(self.folder.path / name, denoiser, generator, self.bank, self.config, facts)
+                save_prior(self.folder.path / name, denoiser, generator, self.bank, self.config, facts, kind=name)
 
     def _facts(self, report: StepReport, stage: Stage, keeper: Keeper, keep: Literal["last", "best"]) -> dict[str, Any]:
         """What is written beside the weights; those of ``stage`` become the best ones where these are to be kept."""
@@ -312,3 +334,7 @@ class Trainer:
             "slices": len(self.source),
         }
         return facts if best is None else facts | {"best_step": best.step, "best_validation": best.validation}
+
+
+def _with_noise(source: Source) -> Source:
+    return source.with_noise() if isinstance(source, KspaceSource) else source

@@ -22,6 +22,7 @@ from rsdmri.reconstruction.held_out import (
     joined,
     split_mask,
 )
+from rsdmri.reconstruction.posterior import weights_digest
 from rsdmri.reconstruction.uncertainty import quantile_estimator, widened
 from rsdmri.runtime import numpy_generator
 from rsdmri.workflows.slices import SliceWork
@@ -103,7 +104,7 @@ def _calibration(work: SliceWork) -> tuple[Calibration | None, tuple[str, ...]]:
         return None, ()
     found = load_calibration(stored)
     settings = work.settings.model_dump_json()
-    reason = found.mismatch(work.method, settings, work.samples, work.prior.digest)
+    reason = found.mismatch(work.method, settings, work.samples, weights_digest(work.prior, work.settings))
     return (found, ()) if reason is None else (None, (reason,))
 
 

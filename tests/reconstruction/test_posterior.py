@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rsdmri.diffusion.amortised import PosteriorSampler
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics.sense import Sense, sense
@@ -15,6 +16,7 @@ from rsdmri.reconstruction.consistency import data_consistency
 from rsdmri.reconstruction.posterior import ambient_one_step, draw
 from rsdmri.reconstruction.settings import (
     AdpsSettings,
+    AmortisedSettings,
     DiffpirSettings,
     DrawSettings,
     LatentSettings,
@@ -32,6 +34,7 @@ EVERY: dict[str, DrawSettings] = {
     "diffpir, generator": DiffpirSettings(steps=2, network="generator", lines="acquired", start="noise"),
     "proximal": ProximalSettings(),
     "latent": LatentSettings(iterations=4),
+    "amortised": AmortisedSettings(),
 }
 every_method = pytest.mark.parametrize("settings", EVERY.values(), ids=EVERY)
 
@@ -81,6 +84,7 @@ def prior(finished_run: Path) -> Prior:
     """A briefly trained one, with noise of k-space, which all of this has to cope with."""
     prior = load_prior(finished_run, "cpu")
     object.__setattr__(prior.bank, "coil_noise", True)
+    prior.posterior = PosteriorSampler(prior.denoiser, 0.1, 0.05)
     return prior
 
 
@@ -143,7 +147,7 @@ class Counting(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner, self.calls = inner, 0
-        self.sigma_data = torch.tensor(0.3)
+        self.sigma_data, self.iterations = torch.tensor(0.3), 6
 
     def forward(self, *arguments: object, **named: object) -> Tensor:
         self.calls += 1
@@ -153,7 +157,8 @@ class Counting(nn.Module):
 @every_method
 def test_evaluations_are_counted(finished_run: Path, settings: DrawSettings) -> None:
     prior = load_prior(finished_run, "cpu")
-    prior.denoiser = teacher = Counting(prior.denoiser)
+    prior.posterior = PosteriorSampler(prior.denoiser, 0.1, 0.05)
+    prior.posterior.denoiser = prior.denoiser = teacher = Counting(prior.denoiser)
     prior.generator.denoiser = student = Counting(prior.generator.denoiser)
     drawn(prior, settings, problem(2, 4, 32, 32), 0, 1)
     assert teacher.calls + student.calls == settings.evaluations
@@ -164,7 +169,7 @@ def test_evaluations_are_counted(finished_run: Path, settings: DrawSettings) -> 
 def test_results_agree_with_the_data_within_the_noise(prior: Prior) -> None:
     data = problem(2, 4, 32, 32)
     data.sigma_y[:] = 0.01
-    chosen = [EVERY[name] for name in ("diffpir", "proximal", "latent")]
+    chosen = [EVERY[name] for name in ("diffpir", "proximal", "latent", "amortised")]
     images = [drawn(prior, settings, data, 0, 1) for settings in chosen]
     images.append(ambient_one_step(prior, data.operator, data.kspace, data.sigma_y))
     for image in images:
@@ -195,6 +200,7 @@ def test_shapes_that_do_not_fit_are_refused(prior: Prior) -> None:
     ("texts", "kind", "values"),
     [
         (["variant=latent", "rate=0.2", "start=sense"], LatentSettings, {"rate": 0.2, "start": "sense"}),
+        (["variant=amortised", "trust=0"], AmortisedSettings, {"level": None, "trust": 0.0}),
         (["levels=[0.2, 0.1]", "trust = 1"], ProximalSettings, {"levels": (0.2, 0.1), "trust": 1.0}),
         ([], ProximalSettings, {"levels": (0.1, 0.05)}),
     ],
@@ -214,6 +220,8 @@ def test_settings_from_words(texts: list[str], kind: type[MethodSettings], value
         ("rsd", {"levels": []}, "levels: .* at least 1 item"),
         ("rsd", {"levels": [0.1, -1]}, "levels.1: .* greater than 0, got -1"),
         ("rsd", {"variant": "latent", "jitter": 1}, "latent: unknown key 'jitter'"),
+        ("rsd", {"variant": "amortised", "start": "sense"}, "start: .*noise"),
+        ("rsd", {"variant": "amortised", "level": 0}, "level: .* greater than 0"),
         ("adps", {"start": "sense"}, "start: .*noise"),
         ("diffpir", {"renewal": 1.5}, "renewal: .* less than or equal to 1"),
         ("tv", {"factor": float("nan")}, "factor: .*finite"),

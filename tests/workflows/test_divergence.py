@@ -7,6 +7,7 @@ import pytest
 import torch
 from runs import assert_same_run, go, names, weights
 
+import rsdmri.training.single as single_module
 import rsdmri.training.teacher as teacher_module
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.errors import InputError
@@ -166,7 +167,7 @@ def test_the_prior_leaves_out_acquisitions_that_explode(tmp_path, settings, expl
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path, settings, monkeypatch):
-    apply, steps, lines = teacher_module.apply_gradients, [], []
+    apply, steps, lines = single_module.apply_gradients, [], []
 
     def breaking(optimiser, parameters, *rest):
         norm = apply(optimiser, parameters, *rest)
@@ -176,7 +177,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, settings, monkeyp
                 parameters[0].view(-1)[3] = math.nan
         return norm
 
-    monkeypatch.setattr(teacher_module, "apply_gradients", breaking)
+    monkeypatch.setattr(single_module, "apply_gradients", breaking)
     run = go(settings(), tmp_path / "run", stage="teacher", say=lines.append)
     assert any("not finite at step 6; going on from step 3" in line for line in lines)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(run / "teacher").values())

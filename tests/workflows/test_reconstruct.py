@@ -13,6 +13,7 @@ from rsdmri.config import load_config
 from rsdmri.data.dataset import MaskLaw
 from rsdmri.data.fastmri import read_scan
 from rsdmri.data.fastmri_write import write_scan
+from rsdmri.diffusion.amortised import PosteriorSampler
 from rsdmri.errors import InputError
 from rsdmri.evaluation import evaluate
 from rsdmri.physics.fourier import ifft2c, rss
@@ -194,16 +195,18 @@ def test_draws_follow_the_seed(scan, prior):
     assert reconstruct(scan, method="rsd", prior=prior, samples=1).std is None
 
 
-@pytest.mark.parametrize("method", DRAWN)
+@pytest.mark.parametrize("method", [*DRAWN, "amortised"])
 def test_a_draw_is_the_same_whatever_else_is_drawn(method, scan, prior, monkeypatch):
-    stacks = []
+    stacks, options = [], FEW.get(method)
+    if method == "amortised":
+        prior.posterior, method, options = PosteriorSampler(prior.denoiser, 0.1, 0.05), "rsd", {"variant": method}
 
     def kept(draws):
         stacks.append(draws)
         return DrawSummary(draws.mean(0), None, None)
 
     monkeypatch.setattr(slices, "summarise", kept)
-    options = {"method": method, "prior": prior, "acceleration": 4, "options": FEW.get(method)}
+    options = {"method": method, "prior": prior, "acceleration": 4, "options": options}
     for samples in (1, 3):
         reconstruct(scan, samples=samples, **options)
     assert [tuple(stack.shape) for stack in stacks] == [(1, 32, 32)] * 2 + [(3, 32, 32)] * 2
@@ -297,7 +300,7 @@ def test_a_scan_unlike_the_training_set_is_reconstructed_with_a_warning(prior, t
         ({"samples": 0}, "--samples 0"),
         ({"options": {"factr": 3}}, "unknown key 'factr'; did you mean 'factor'?"),
         ({"options": {"iterations": 0}}, "iterations: input should be greater than or equal to 1, got 0"),
-        ({"method": "rsd", "options": {"variant": "magic"}}, "expected one of proximal, latent"),
+        ({"method": "rsd", "options": {"variant": "magic"}}, "expected one of proximal, latent, amortised"),
         ({"method": "adps", "options": {"trust": 1}}, "--set-method of adps: unknown key 'trust'"),
         ({"device": "abacus"}, "--device abacus"),
         ({"method": "rsd", "prior": "nowhere"}, "nowhere: no such prior"),

@@ -273,6 +273,7 @@ def test_budget_is_shared_between_the_stages_that_run():
     assert split_budget(100.0, 0.6, "all") == Budget(60.0, pytest.approx(40.0))
     assert split_budget(100.0, 0.6, "teacher") == Budget(teacher=100.0)
     assert split_budget(100.0, 0.6, "prior") == Budget(prior=100.0)
+    assert split_budget(100.0, 0.6, "posterior") == Budget(posterior=100.0)
 
 
 @pytest.mark.parametrize(

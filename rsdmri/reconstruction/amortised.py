@@ -1,0 +1,55 @@
+"""Reconstruction by one evaluation a draw, of a network that was trained for it."""
+
+import copy
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from rsdmri.diffusion.amortised import PosteriorSampler
+from rsdmri.diffusion.sample import item_noise
+from rsdmri.physics.sense import Sense
+from rsdmri.reconstruction.consistency import check_problem, data_consistency, floored
+from rsdmri.reconstruction.settings import AmortisedSettings
+
+
+def amortised(
+    sampler: PosteriorSampler,
+    operator: Sense,
+    kspace: Tensor,
+    sigma_y: Tensor,
+    *,
+    generators: Sequence[torch.Generator],
+    settings: AmortisedSettings | None = None,
+    conditions: Tensor | None = None,
+) -> Tensor:
+    """One draw of each item, ``(batch, y, x)``, by one evaluation of the network and a proximal step on the data.
+
+    The step is solved further than in training, where it must have a gradient (`PosteriorSampler`).
+    What the network has learnt, and what not, says `rsdmri.diffusion.amortised.held_out_score`.
+
+    Measured on 8 simulated heads (32 x 32, R = 4, 4 coils, a teacher of 3,000 steps, 350 more of this), 8 draws: NRMSE
+    of their mean 0.175, bands of 90 % cover 90 % as they are, rank correlation of std and error 0.25; `proximal`
+    0.159, 29 % and 0.19 with twice the evaluations, L1-wavelet 0.226.
+
+    Args:
+        sampler: trained by ``rsdmri train --stage posterior``.
+        operator: A with the scan's own mask, batched.
+        kspace: complex64 ``(batch, coil, y, x)``, scaled units.
+        sigma_y: noise per complex k-space sample, ``(batch,)``.
+        generators: random stream of each item.
+        settings: level and trust, where they are to differ from those of the training.
+        conditions: of the scans, see `Prior.conditions`; None: nothing is known.
+    """
+    settings = settings or AmortisedSettings()
+    check_problem(operator, kspace, sigma_y)
+    own = copy.copy(sampler)
+    own.level = sampler.level if settings.level is None else settings.level
+    own.trust, trust = 0.0, sampler.trust if settings.trust is None else settings.trust
+    with torch.no_grad():
+        noise = item_noise(generators)(torch.zeros_like(kspace[:, 0]))
+        images: Tensor = own(kspace, operator, sigma_y / sqrt(2), noise, conditions)
+        if trust == 0:
+            return images
+        return data_consistency(operator, kspace, images, floored(sigma_y), torch.full_like(sigma_y, trust))

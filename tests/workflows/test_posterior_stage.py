@@ -1,0 +1,170 @@
+"""The posterior stage of a run: exact continuation, what it writes and leaves alone, and reconstructions with it."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from runs import go, names, weights
+
+from rsdmri.config import load_config
+from rsdmri.errors import InputError, Interrupted
+from rsdmri.priors import load_prior
+from rsdmri.reconstruction.posterior import weights_digest
+from rsdmri.reconstruction.settings import AmortisedSettings, ProximalSettings
+from rsdmri.training.checkpoint import checkpoint_files, load_tensors
+from rsdmri.workflows.plan import open_slices
+from rsdmri.workflows.reconstruct import reconstruct
+from rsdmri.workflows.run_folder import RunFolder, read_metrics
+
+TINY = ("posterior.batch=4", "posterior.learning_rate=1e-3", "posterior.warmup=0")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, tiny_settings, simulated, finished_run):
+    """`finished_run` with a posterior network of 4 steps."""
+    run = tmp_path_factory.mktemp("posterior") / "run"
+    shutil.copytree(finished_run, run)
+    return go(chosen(tiny_settings, simulated), run, stage="posterior", allow_changes=True)
+
+
+def chosen(tiny_settings, data, *more):
+    return load_config(None, [*tiny_settings, *TINY, "steps=4", f"data.path={data}", *more])
+
+
+def test_a_posterior_network_is_written_beside_what_was_there(tuned, finished_run):
+    own = {name for name in names(tuned) if "posterior" in name}
+    assert own == {
+        *(f"checkpoints/posterior-{step}.safetensors" for step in ("00000003", "00000004", "best")),
+        *(f"posterior/{name}" for name in ("README.md", "config.json", "model.safetensors")),
+    }
+    for stage in ("teacher", "prior"):
+        for name in ("config.json", "model.safetensors"):
+            assert (tuned / stage / name).read_bytes() == (finished_run / stage / name).read_bytes()
+    meta = json.loads((tuned / "posterior" / "config.json").read_text())
+    assert meta["kind"] == "posterior"
+    assert "variant amortised" in (tuned / "posterior" / "README.md").read_text()
+    rows = [row for row in read_metrics(tuned) if row["stage"] == "posterior"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "validation" in row] == [3, 4]
+    before, after = weights(tuned / "teacher"), weights(tuned / "posterior")
+    changed = [key for key in before if key.startswith("denoiser.") and not torch.equal(before[key], after[key])]
+    assert "denoiser.network.conv_out.weight" in changed
+
+
+def test_the_prior_of_the_run_is_what_it_was(tuned, finished_run):
+    prior = load_prior(tuned, "cpu")
+    assert prior.kind == "prior"
+    assert prior.digest == load_prior(finished_run, "cpu").digest
+    assert prior.posterior is prior.posterior
+    assert (prior.posterior.level, prior.posterior.trust) == (0.1, 0.05)
+    assert load_prior(tuned / "teacher", "cpu").posterior.digest == prior.posterior.digest
+    assert weights_digest(prior, ProximalSettings()) == prior.digest
+    assert weights_digest(prior, AmortisedSettings()) == f"{prior.digest} {prior.posterior.digest}"
+    with pytest.raises(InputError, match=r"posterior: the network of variant=amortised, which is no prior; give .*run"):
+        load_prior(tuned / "posterior", "cpu")
+    (tuned.parent / "copy").mkdir(exist_ok=True)
+    shutil.copytree(tuned / "prior", tuned.parent / "copy" / "own", dirs_exist_ok=True)
+    with pytest.raises(InputError, match=r"no posterior network in .*; run rsdmri train --stage posterior"):
+        _ = load_prior(tuned.parent / "copy" / "own", "cpu").posterior
+
+
+class PowerCut(Exception):
+    """The process ends here."""
+
+
+def test_an_interrupted_posterior_ends_up_with_the_same_bits(
+    tmp_path, monkeypatch, tiny_settings, simulated, finished_run, tuned
+):
+    log = RunFolder.log
+    stops = [4]
+
+    def stopping(folder, row):
+        log(folder, row)
+        if stops and row.get("step") == stops[0]:
+            stops.pop()
+            raise PowerCut
+
+    monkeypatch.setattr(RunFolder, "log", stopping)
+    run, lines = tmp_path / "run", []
+    shutil.copytree(finished_run, run)
+    how = {"stage": "posterior", "allow_changes": True}
+    with pytest.raises((PowerCut, Interrupted)):
+        go(chosen(tiny_settings, simulated), run, **how)
+    assert checkpoint_files(run / "checkpoints", "posterior")[-1].name == "posterior-00000003.safetensors"
+    assert not (run / "posterior").exists()
+    go(chosen(tiny_settings, simulated), run, say=lines.append, **how)
+    assert "posterior: going on from step 3" in lines
+    states = [load_tensors(r / "checkpoints" / "posterior-00000004.safetensors")[0] for r in (run, tuned)]
+    for a, b in (states, [weights(r / "posterior") for r in (run, tuned)]):
+        assert a.keys() == b.keys()
+        assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    go(chosen(tiny_settings, simulated), run, say=lines.append, **how)
+    assert "posterior: finished before, after 4 steps" in lines
+
+
+def test_what_was_not_acquired_cannot_change_a_posterior(tmp_path, tiny_settings, simulated, finished_run, tuned):
+    poisoned = tmp_path / "data"
+    shutil.copytree(simulated, poisoned)
+    for ref in open_slices(chosen(tiny_settings, simulated), simulated).slices:
+        with h5py.File(poisoned / ref.path.name, "r+") as file:
+            block = file["kspace"][ref.index]
+            block[:, ~np.broadcast_to(ref.mask.numpy(), block.shape[1:])] = np.nan
+            file["kspace"][ref.index] = block
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    go(chosen(tiny_settings, poisoned), run, stage="posterior", allow_changes=True)
+    clean, other = weights(tuned / "posterior"), weights(run / "posterior")
+    assert [key for key in clean if not torch.equal(clean[key], other[key])] == []
+
+
+def test_a_posterior_may_start_from_the_generator(tmp_path, tiny_settings, simulated, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    more = ("steps=1", "posterior.start=generator", "posterior.learning_rate=1e-30")
+    go(chosen(tiny_settings, simulated, *more), run, stage="posterior", allow_changes=True)
+    left, right = weights(run / "prior"), weights(run / "posterior")
+    key = "network.conv_out.weight"
+    assert torch.equal(left[f"generator.{key}"], right[f"denoiser.{key}"])
+    assert not torch.equal(left[f"denoiser.{key}"], right[f"denoiser.{key}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"--stage posterior: .* holds no finished teacher; run --stage teacher there first"),
+        (["posterior.start=generator"], r"holds no finished prior; run --stage prior there first"),
+        (["network.preconditioning=published"], r"this run has objective ambient, published preconditioning"),
+        (["teacher.objective=edm", "acquisition.acceleration=1"], r"this run has objective edm, published"),
+    ],
+)
+def test_posteriors_that_cannot_be_trained(tmp_path, settings, overrides, message):
+    with pytest.raises(InputError, match=message) as caught:
+        go(settings(*overrides), tmp_path / "run", stage="posterior")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reconstruction_takes_one_evaluation_a_draw(tuned, simulated):
+    scan = sorted(simulated.glob("*.h5"))[0]
+    prior = load_prior(tuned, "cpu")
+    how = {"prior": prior, "acceleration": 4, "samples": 3}
+    result = reconstruct(scan, options={"variant": "amortised"}, **how)
+    assert result.attrs["evaluations"] == 3
+    assert result.attrs["posterior_sha256"] == prior.posterior.digest
+    assert result.scores["nmse"] < 0.5
+    told = {"variant": "amortised", "level": prior.posterior.level, "trust": prior.posterior.trust}
+    assert np.array_equal(result.complex_images, reconstruct(scan, options=told, **how).complex_images)
+    for other in ({"level": 0.3}, {"trust": 0}):
+        changed = reconstruct(scan, options={"variant": "amortised", **other}, **how)
+        assert not np.allclose(result.complex_images, changed.complex_images, atol=1e-4)
+
+
+def test_a_run_without_one_is_refused_in_a_line(finished_run, simulated):
+    scan = sorted(simulated.glob("*.h5"))[0]
+    words = r"variant=amortised: no posterior network in .*; run rsdmri train --stage posterior"
+    with pytest.raises(InputError, match=words) as caught:
+        reconstruct(scan, prior=finished_run, acceleration=4, options={"variant": "amortised"}, device="cpu")
+    assert "\n" not in str(caught.value)

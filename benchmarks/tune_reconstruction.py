@@ -62,6 +62,10 @@ SPACES: dict[str, tuple[str, list[Space]]] = {
             }
         ],
     ),
+    "rsd-amortised": (
+        "rsd",
+        [{"variant": ["amortised"], "level": [0.03, 0.05, 0.1, 0.2], "trust": [0.0, 0.02, 0.05, 0.1, 0.2]}],
+    ),
     "rsd-proximal": (
         "rsd",
         [
@@ -87,9 +91,10 @@ def main() -> None:
     prepare_process(arguments.threads)
     prior = load_prior(arguments.prior, arguments.device)
     names = [name for name in SPACES if name in arguments.only] if arguments.only else list(SPACES)
-    if prior.generator is None and "rsd-latent" in names:
-        names.remove("rsd-latent")
-        print("rsd-latent is left out: this prior has no one-step generator")
+    for name in lacking(prior):
+        if name in names:
+            names.remove(name)
+            print(f"{name} is left out: this run has no network for it")
     book = Book(arguments.results, problem(arguments, prior.digest))
     plans = {name: candidates(name, arguments, generator=prior.generator is not None) for name in names}
     sets = {stage: list(subjects(arguments, stage)) for stage in ("validation", "test")}
@@ -103,6 +108,18 @@ def main() -> None:
             book.row("test", name, best["options"], sets["test"], arguments, prior)
             bar.advance()
     book.show(names)
+
+
+def lacking(prior: Any) -> list[str]:
+    """Methods that the run has no network for."""
+    from rsdmri.errors import InputError
+
+    names = [] if prior.generator is not None else ["rsd-latent"]
+    try:
+        prior.posterior  # noqa: B018 (read when it is asked for)
+    except InputError:
+        names.append("rsd-amortised")
+    return names
 
 
 def problem(arguments: argparse.Namespace, digest: str) -> dict[str, Any]:

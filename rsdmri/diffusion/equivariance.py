@@ -5,14 +5,16 @@ undetermined. If the law of the images does not change under a group of shifts, 
 further: T x is an image as likely as x, which the same M sees from another side (equivariant imaging: Chen, Tachella
 and Davies 2021, arXiv 2103.14756). Here, with the denoiser D,
 
-    x1 = D(u, M~, s1),   x2 = T x1,   u2 = A~^H A~ x2 + s A~^H A~ e (or s A~^H M~ n),
-    loss = sum over lines that M lacks of w |A_1 (D(u2, M~, s) - x2)|^2 / (2 pixels),   A_1: all lines sampled.
+    x1 = D(u, M, s1),   x2 = T x1,   u2 = A~^H A~ x2 + s A~^H A~ e (or s A~^H M~ n),
+    loss = sum over positions N of w |A_1 (D(u2, M~, s) - x2)|^2 / (2 pixels),   A_1: all lines sampled.
 
-The lines of M are left to the measurements, whose losses have no bias. u is the measurement with little noise
-(``_CLEAR`` of the scale of the images, or the measurement's own), because D learns the law of x2: x1 is a conditional
-mean, and its spread falls short of that of x by what u leaves open. No gradient flows into x1, unlike in the paper: it
-would draw the first look towards what the second predicts with ease. Coils do not move with the object: the maps of A
-stay, and what was moved out of their support is cut off, so shifts are to be small.
+N are the k-space positions that M lacks and that T brings there from M (`Motion.seen`): what D is to predict was
+measured, and not filled in by D. The lines of M are left to the measurements, whose losses have no bias. u is the
+measurement with little noise (``_CLEAR`` of the scale of the images, or the measurement's own), because D learns the
+law of x2: x1 is a conditional mean, and its spread falls short of that of x by what u leaves open. No gradient flows
+into x1, unlike in the paper: it would draw the first look towards what the second predicts with ease. A shift moves no
+line and brings nothing of its own; it varies the place. Coils do not move with the object: the maps of A stay, and what
+was moved out of their support is cut off, so shifts are to be small.
 """
 
 import math
@@ -60,6 +62,21 @@ class Motion:
     def __getitem__(self, items: slice) -> "Motion":
         return Motion(self.flip[items], self.angle[items], self.shift[items])
 
+    def seen(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
+        """k-space positions ``(batch, y, x)`` of T x that were on ``mask`` ``(batch, 1 or y, x)`` in x.
+
+        T turns and flips k-space as it does images of ``size`` (y, x); the nearest position counts.
+        """
+        fy, fx = ((torch.arange(n, device=mask.device) - n // 2) / n for n in size)
+        cos, sin = torch.cos(self.angle)[:, None, None], torch.sin(self.angle)[:, None, None]
+        flip = torch.where(self.flip, -1.0, 1.0)[:, :, None, None]
+        sources = flip[:, 0] * (cos * fy[:, None] - sin * fx), flip[:, 1] * (sin * fy[:, None] + cos * fx)
+        row, column = ((f * n).round().long() for f, n in zip(sources, size, strict=True))
+        inside = (2 * row.abs() <= size[0]) & (2 * column.abs() <= size[1])
+        row, column = ((k + n // 2) % n for k, n in zip((row, column), size, strict=True))
+        known = mask.expand(-1, size[0], -1).flatten(1)
+        return known.gather(1, (row * size[1] + column).flatten(1)).reshape(inside.shape) & inside
+
     def __call__(self, images: Tensor) -> Tensor:
         """Moved ``images`` ``(batch, y, x)``, real or complex; linear, and differentiable."""
         still = torch.zeros_like(self.shift)
@@ -103,18 +120,18 @@ def draw_equivariance(
 
 
 def equivariance_loss(denoiser: Denoiser, batch: Batch, draw: EquivarianceDraw) -> Tensor:
-    """The loss above, one number per item ``(batch,)``; 0 for items whose mask lacks nothing.
+    """The loss above, one number per item ``(batch,)``; 0 for items whose gaps the motion brings nothing to.
 
     Weights w: those of lines that are held out, see `line_weights`.
     """
-    shown = batch.shown
+    look, shown = batch.operator, batch.shown
     added = torch.where(batch.sigma_y > 0, 0, _CLEAR * denoiser.sigma_data)
-    noise = shown_noise(shown, draw.first.noise)
-    u = shown.adjoint(batch.measured) + added[:, None, None] * noise
+    u = look.adjoint(batch.measured) + added[:, None, None] * shown_noise(look, draw.first.noise)
     with torch.no_grad():
-        estimate = denoiser(u, shown, torch.hypot(batch.sigma_y, added))
+        estimate = denoiser(u, look, torch.hypot(batch.sigma_y, added))
         moved = within_support(draw.motion(estimate), shown)
-    return image_loss(denoiser, moved, replace(batch, mask=~batch.mask), draw.again)
+    asked = draw.motion.seen(batch.mask, (moved.shape[-2], moved.shape[-1])) & ~batch.mask
+    return image_loss(denoiser, moved, replace(batch, mask=asked), draw.again)
 
 
 def _permuted(images: Tensor, flip: Tensor, shift: Tensor) -> Tensor:

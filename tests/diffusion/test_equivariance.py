@@ -14,6 +14,7 @@ from rsdmri.diffusion.denoiser import GaussianDenoiser
 from rsdmri.diffusion.equivariance import Group, Motion, draw_equivariance, draw_motion, equivariance_loss
 from rsdmri.diffusion.objectives import line_weights
 from rsdmri.physics import masks
+from rsdmri.physics.fourier import fft2c, ifft2c
 from rsdmri.physics.sense import sense
 from rsdmri.runtime import numpy_generator, torch_generator
 
@@ -83,6 +84,30 @@ def test_motions_are_linear_and_items_do_not_see_each_other():
         torch.testing.assert_close(drawn[i : i + 1](x[i : i + 1])[0], drawn(x)[i])
 
 
+@pytest.mark.parametrize("size", [(8, 6), (5, 9)])
+def test_a_flip_brings_lines_to_their_opposites(size):
+    mask = torch.zeros(4, 1, size[1], dtype=torch.bool)
+    mask[..., [1, 3]] = True
+    flips = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    moved = Motion(flip=flips, angle=torch.zeros(4), shift=torch.zeros(4, 2, dtype=torch.long))
+    kspace = fft2c(moved(ifft2c(images(4, size) * mask)))
+    assert torch.equal(moved.seen(mask, size), kspace.abs() > 1e-6)
+    assert moved.seen(torch.ones_like(mask), size).all()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 24)])
+@pytest.mark.parametrize("angle", [-15, 6, 15])
+@pytest.mark.parametrize("flip", [[False, False], [False, True], [True, True]])
+def test_a_turn_brings_lines_where_their_energy_goes(size, angle, flip):
+    mask = torch.zeros(1, 1, size[1], dtype=torch.bool)
+    mask[..., [3, 4, 7, 10, 11, 12]] = True
+    power = fft2c(motion(flip, angle)(ifft2c(images(1, size) * mask))).abs().square()
+    right, wrong = (motion(flip, sign * angle).seen(mask, size) for sign in (1, -1))
+    share = [float(power[found].sum() / power.sum()) for found in (right, wrong)]
+    assert share[0] > 0.7
+    assert share[0] > 1.25 * share[1]
+
+
 @pytest.mark.parametrize("size", [(32, 20), (31, 9)])
 def test_drawn_motions_fill_their_ranges(size):
     group = Group(shift=0.1, flips=(True, True), rotation=15)
@@ -123,19 +148,21 @@ def drawn(batch: Batch, objective="ambient", group=ALL):
 def dense_loss(batch: Batch, draw, denoiser: GaussianDenoiser, level: float, of_kspace: bool) -> float:
     """Item 0 with plain matrices."""
     maps = batch.maps[0].numpy()
-    seen, missing = (sense_matrix(maps, m[0, 0].numpy()) for m in (batch.further_mask, ~batch.mask))
+    lacked = draw.motion[0:1].seen(batch.mask[0:1], (4, 6))[0] & ~batch.mask[0]
+    looked, seen, missing = (sense_matrix(maps, m.numpy()) for m in (batch.mask[0], batch.further_mask[0], lacked))
     normal, covariance = seen.conj().T @ seen, denoiser.covariance.numpy()
     support = (np.abs(maps) > 0).any(0)
 
-    def shown(noise: Tensor) -> np.ndarray:
-        return (seen.conj().T if of_kspace else normal) @ noise[0].reshape(-1).numpy()
+    def shown(noise: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        return seen.conj().T @ (noise if of_kspace else seen @ noise)
 
     added = 0.1 * 0.6 if not of_kspace else 0.0
-    u = seen.conj().T @ batch.measured[0].reshape(-1).numpy() + added * shown(draw.first.noise)
-    first = torch.as_tensor((conditional_gain(covariance, normal, level) @ u).reshape(1, 4, 6))
+    first_noise, again_noise = (d.noise[0].reshape(-1).numpy() for d in (draw.first, draw.again))
+    u = looked.conj().T @ batch.measured[0].reshape(-1).numpy() + added * shown(first_noise, looked)
+    first = torch.as_tensor((conditional_gain(covariance, looked.conj().T @ looked, level) @ u).reshape(1, 4, 6))
     moved = np.where(support, draw.motion[0:1](first)[0].numpy(), 0).reshape(-1)
     sigma = float(draw.again.sigma[0])
-    again = normal @ moved + sigma * shown(draw.again.noise)
+    again = normal @ moved + sigma * shown(again_noise, seen)
     residual = missing @ (conditional_gain(covariance, normal, sigma) @ again - moved)
     return float((np.abs(residual) ** 2).sum() / 0.6**2 / (2 * 24))
 
@@ -175,6 +202,6 @@ def test_nothing_is_asked_of_lines_that_were_acquired():
 def test_unacquired_samples_are_never_read():
     batch, denoiser = problem()
     draw = drawn(batch)
-    poisoned = torch.where(batch.further_mask[:, None], batch.measured, torch.nan)
+    poisoned = torch.where(batch.mask[:, None], batch.measured, torch.nan)
     found = equivariance_loss(denoiser, replace(batch, measured=poisoned), draw)
     assert torch.equal(found, equivariance_loss(denoiser, batch, draw))

@@ -27,7 +27,7 @@ def train(
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="seed of everything random [0]")] = None,
     equivariance: Annotated[
-        bool, typer.Option("--equivariance", help="learn lines that no mask acquires from shifted and flipped images")
+        bool, typer.Option("--equivariance", help="learn lines that no mask acquires from mirrored and turned images")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the plan and stop; with --out, draw OUT/coverage.png")

@@ -21,21 +21,27 @@ def main() -> None:
 
     from rsdmri.files import atomic_path
     from rsdmri.priors import load_prior
-    from rsdmri.report.figures import image_grid
-    from rsdmri.report.png import png_bytes
+    from rsdmri.report.grid import Grid
+    from rsdmri.report.png import common_window, png_bytes
     from rsdmri.runtime import prepare_process
 
     prepare_process(1)
-    rows, titles = [], []
+    rows: list[tuple[str, np.ndarray]] = []
     for run in arguments.runs:
         folder = arguments.work / "runs" / run
         for stage in ("teacher", "prior"):
             if (folder / stage / "config.json").is_file() and (stage == "prior" or "one-step" not in run):
                 prior = load_prior(folder / stage, "cpu")
-                rows.append(prior.sample(arguments.columns, teacher=stage == "teacher").abs().numpy())
-                titles += [run, *[" "] * (arguments.columns - 1)]
-    heading = f"{arguments.columns} samples of each, not chosen"
-    figure = image_grid(np.concatenate(rows), titles, columns=arguments.columns, heading=heading)
+                rows.append((run, prior.sample(arguments.columns, teacher=stage == "teacher").abs().numpy()))
+    count, white = arguments.columns, common_window(np.concatenate([images for _, images in rows]))
+    heading = f"{count} samples of each, not chosen"
+    grid = Grid((len(rows), count), (0.7, 0.7), above=[0.22] * len(rows), heading=heading)
+    for row, (run, images) in enumerate(rows):
+        for column, image in enumerate(images):
+            grid.image(row, column, image, white)
+        left, bottom, _, height = grid.box(row, 0)
+        grid.text(left, bottom + height + 0.06, run, weight="bold")
+    figure = grid.figure
     with atomic_path(arguments.figure) as temporary:
         temporary.write_bytes(png_bytes(figure))
 

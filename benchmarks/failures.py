@@ -29,25 +29,12 @@ Array = np.ndarray
 
 def heads(arguments: argparse.Namespace) -> Iterator[tuple[Any, Array, Array]]:
     """Fully sampled scans with their noise and true coil maps, and noise-free images (slice, y, x)."""
-    from rsdmri.data.scan import Scan
     from rsdmri.data.simulate import simulate_scan
 
-    size = arguments.size
     for subject in range(arguments.subjects):
         settings = {name: getattr(arguments, name) for name in ("slices", "size", "coils", "noise", "contrast")}
         made = simulate_scan(subject, seed=arguments.population, **settings)
-        scan = Scan(
-            name=f"head{subject:05d}",
-            kspace=made.kspace.astype(np.complex64),
-            mask=np.ones((1, size), bool),
-            absent=np.zeros(size, bool),
-            crop=(size, size),
-            prospective=False,
-            acquisition=made.contrast,
-            noise_cov=made.noise_covariance,
-            target=np.abs(made.image),
-            target_source="the noise-free image",
-        )
+        scan = replace(made.as_scan(f"head{subject:05d}"), noise_cov=made.noise_covariance)
         yield scan, made.maps, made.image
 
 

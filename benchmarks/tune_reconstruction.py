@@ -149,26 +149,13 @@ def _grid(space: Space) -> Iterator[Options]:
 
 def subjects(arguments: argparse.Namespace, stage: str) -> Iterator[Any]:
     """Fully sampled scans of one stage with their noise-free images as targets."""
-    import numpy as np
-
-    from rsdmri.data.scan import Scan
     from rsdmri.data.simulate import simulate_scan
 
     first = 0 if stage == "validation" else arguments.subjects
     for subject in range(first, first + arguments.subjects):
         settings = {name: getattr(arguments, name) for name in ("slices", "size", "coils", "noise", "contrast")}
         made = simulate_scan(subject, seed=arguments.population, **settings)
-        yield Scan(
-            name=f"head{subject:05d}",
-            kspace=made.kspace.astype(np.complex64),
-            mask=np.ones((1, arguments.size), bool),
-            absent=np.zeros(arguments.size, bool),
-            crop=(arguments.size, arguments.size),
-            prospective=False,
-            acquisition=made.contrast,
-            target=np.abs(made.image),
-            target_source="the noise-free image",
-        )
+        yield made.as_scan(f"head{subject:05d}")
 
 
 class Book:

@@ -16,7 +16,7 @@ import numpy as np
 from rsdmri.data.anatomy import TISSUES, draw_head, smooth_field
 from rsdmri.data.fastmri_write import write_scan
 from rsdmri.data.manifest import ManifestEntry, file_sha256, write_manifest
-from rsdmri.data.scan import Header
+from rsdmri.data.scan import Header, Scan
 from rsdmri.errors import InputError
 from rsdmri.files import output_directory
 from rsdmri.runtime import numpy_generator
@@ -62,6 +62,21 @@ class SimulatedScan:
     fov_mm: float
     scale: float
     """Units: the 99th percentile of |image| over the scan."""
+
+    def as_scan(self, name: str) -> Scan:
+        """A fully sampled scan without maps, its target the noise-free image; what is known of the noise stays out."""
+        size = self.image.shape[-1]
+        return Scan(
+            name=name,
+            kspace=self.kspace.astype(np.complex64),
+            mask=np.ones((1, size), bool),
+            absent=np.zeros(size, bool),
+            crop=(size, size),
+            prospective=False,
+            acquisition=self.contrast,
+            target=np.abs(self.image),
+            target_source="the noise-free image",
+        )
 
 
 def simulate_scan(

@@ -240,3 +240,12 @@ def test_a_folder_that_cannot_be_written_and_a_bad_count_are_refused(tmp_path):
         write_simulated(tmp_path / "file" / "below", scans=1)
     with pytest.raises(InputError, match="--scans"):
         write_simulated(tmp_path, scans=0)
+
+
+def test_as_a_scan_it_is_fully_sampled_and_scored_against_the_noise_free_image():
+    made = simulate_scan(4, slices=2, size=32, coils=3, noise=0.05)
+    scan = made.as_scan("head")
+    assert np.array_equal(scan.kspace, made.kspace)
+    assert np.array_equal(scan.target, np.abs(made.image))
+    assert scan.mask.all()
+    assert (scan.maps, scan.noise_cov, scan.prospective) == (None, None, False)

@@ -131,7 +131,7 @@ def test_data_preparation_stops_at_once_and_leaves_whole_files(tmp_path, when):
 SLOW_WORK = {
     "validating": "import rsdmri.training.teacher as t; t.TeacherStage.validate = lambda self: wait()",
     "drawing a batch": "import rsdmri.workflows.sources as t; t.KspaceSource.batches = lambda *_, **__: wait()",
-    "exporting": "import rsdmri.workflows.trainer as t; t.save_prior = lambda *_: wait()",
+    "exporting": "import rsdmri.workflows.trainer as t; t.save_prior = lambda *_, **__: wait()",
     "measuring the data": "import rsdmri.workflows.sources as t; t.KspaceSource.sigma_data = lambda self: wait()",
 }
 

@@ -70,7 +70,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         right.plot([v / min(near) for v in near], [v / min(clean) for v in clean], "o", markersize=4)
     left.axhline(1, color="0.5", linewidth=1)
     left.annotate("teacher, 35 evaluations", (0.02, 1), xycoords=("axes fraction", "data"), va="bottom", color="0.4")
-    left.set(xlabel="training images", ylabel="Frechet distance over the teacher's", ylim=(0, None))
+    left.set(xlabel="training images", ylabel="Frechet distance over the teacher's", ylim=(0, 1.12))
     right.set(xlabel="proximal distance over the run's least", ylabel="distance to clean images over the run's least")
     left.legend(fontsize=6, ncols=2)
     drawn.savefig(path, dpi=130)

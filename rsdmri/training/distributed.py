@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from rsdmri.errors import InputError, Interrupted, StoppedElsewhereError
@@ -22,6 +23,9 @@ from rsdmri.runtime import communication, process_count, process_rank
 _INTERRUPTED = 0.5  # what `Processes.together` exchanges: errors are numbers from 1 on
 _BUCKET = 8 << 20  # numbers that are summed in one message
 _PATIENCE = timedelta(hours=1)  # the first process simulates and measures meanwhile
+# torch.distributed.nn.functional is imported before there is a group. The first step of an optimiser would import it
+# with one, keep that group as the default of its functions, and so leave threads that may meet the end of the
+# interpreter, which aborts then (pytorch issue 190489).
 
 
 class Processes:

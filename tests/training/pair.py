@@ -1,5 +1,6 @@
 """What two processes of a training do, for test_distributed.py: torchrun ... pair.py SCANS OUT. Writes rank?.json."""
 
+import gc
 import json
 import os
 import signal
@@ -139,6 +140,12 @@ def disk_full(config: Config, out: Path) -> list:
     return found
 
 
+def threads_of_group() -> int:
+    """Those of gloo that run what the group was asked."""
+    gc.collect()
+    return sum("gloo_runloop" in (task / "comm").read_text() for task in Path("/proc/self/task").glob("*"))
+
+
 def main(scans: Path, out: Path) -> None:
     dist.init_process_group("gloo")
     rank, prepared = dist.get_rank(), []
@@ -171,8 +178,10 @@ def main(scans: Path, out: Path) -> None:
         train(settings(scans), out / "exploded", stage="teacher", device="cpu", say=lines.append)
     found["full"] = disk_full(settings(scans), out / "full")
     found["refused"] = raised(lambda: train(settings(scans, "seed=1"), out / "plain", device="cpu", say=lines.append))
-    (out / f"rank{rank}.json").write_text(json.dumps(found))
+    found["threads before"] = threads_of_group()
     dist.destroy_process_group()
+    found["threads after"] = threads_of_group()
+    (out / f"rank{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -212,6 +212,13 @@ def test_a_slice_that_explodes_in_one_process_is_left_out_by_both(pair, alone):
     assert distance(expected, state(alone / "plain", "teacher")) > 1e-5
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts the threads by /proc")
+def test_no_thread_outlives_the_group(told):
+    """One that meets the end of the interpreter aborts it."""
+    assert all(each["threads before"] > 0 for each in told)
+    assert [each["threads after"] for each in told] == [0, 0]
+
+
 def test_what_processes_exchange(told):
     for each in told:
         found = each["exchanged"]

@@ -2,20 +2,23 @@
 
     python benchmarks/tune_reconstruction.py RESULTS.jsonl --prior runs/NAME --settings 12
 
-Each method gets the same number of settings, its defaults and others drawn from SPACES by ``--seed``; the one of least
-NRMSE on the validation subjects is scored on the test subjects. Subjects are simulated heads, of another population
-than a training set of the same seed, scored against their noise-free images. Every result is a line of JSON: settings,
-NRMSE, PSNR and SSIM (means over scans), seconds and network evaluations per image. Lines that are there are not made
-again: the same command goes on where it stopped.
+Each method, and BART's `pics` where installed, gets the same number of settings, its defaults and others drawn from
+SPACES by ``--seed``; the one of least NRMSE on the validation subjects is scored on the test subjects. Subjects are
+simulated heads, of another population than a training set of the same seed, scored against their noise-free images.
+Every result is a line of JSON: settings, NRMSE, PSNR and SSIM (means over scans), seconds and network evaluations per
+image. Lines that are there are not made again: the same command goes on where it stopped.
 """
 
 import argparse
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import bart_pics
 
 Options = dict[str, Any]
 Space = dict[str, list[Any]]
@@ -28,6 +31,7 @@ SPACES: dict[str, tuple[str, list[Space]]] = {
     "sense": ("sense", [{"factor": [1, 3, 10, 30, 100, 300, 1000]}]),
     "l1-wavelet": ("l1-wavelet", [{"factor": [0.05, 0.1, 0.2, 0.4, 0.8, 1.6], "floor": FLOORS}]),
     "tv": ("tv", [{"factor": [0.1, 0.2, 0.3, 0.5, 0.8, 1.6], "floor": FLOORS}]),
+    "bart": ("bart", [{"strength": [5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05], "wavelet": ["dau2", "haar"]}]),
     "ambient-one-step": ("ambient-one-step", [{"level": [0.02, 0.05, 0.1, 0.2, 0.4], "trust": [0.03, 0.1, 0.3]}]),
     "adps": (
         "adps",
@@ -94,7 +98,7 @@ def main() -> None:
     for name in lacking(prior):
         if name in names:
             names.remove(name)
-            print(f"{name} is left out: this run has no network for it")
+            print(f"{name} is left out: this run has no network, or this machine no program, for it")
     book = Book(arguments.results, problem(arguments, prior.digest))
     plans = {name: candidates(name, arguments, generator=prior.generator is not None) for name in names}
     sets = {stage: list(subjects(arguments, stage)) for stage in ("validation", "test")}
@@ -111,10 +115,11 @@ def main() -> None:
 
 
 def lacking(prior: Any) -> list[str]:
-    """Methods that the run has no network for."""
+    """Methods that the run has no network, or the machine no program, for."""
     from rsdmri.errors import InputError
 
     names = [] if prior.generator is not None else ["rsd-latent"]
+    names += [] if shutil.which("bart") else ["bart"]
     try:
         prior.posterior  # noqa: B018 (read when it is asked for)
     except InputError:
@@ -133,7 +138,7 @@ def candidates(name: str, arguments: argparse.Namespace, *, generator: bool) -> 
     from rsdmri.runtime import numpy_generator
 
     method, spaces = SPACES[name]
-    fixed: Options = {"steps": arguments.adps_steps} if method == "adps" else {}
+    fixed: Options = {"adps": {"steps": arguments.adps_steps}, "bart": {"strength": 0.005}}.get(method, {})
     every = [fixed | options for space in spaces for options in _grid(space)]
     if not generator:
         every = [options for options in every if options.get("network") != "generator"]
@@ -208,6 +213,9 @@ def score(
 
     started, scores, evaluations = time.perf_counter(), [], 0
     for scan in scans:
+        if method == "bart":
+            scores.append(bart_pics.scores(scan, arguments.acceleration, arguments.seed, options))
+            continue
         result = reconstruct(
             scan,
             method=method,

@@ -47,6 +47,7 @@ class DataConfig(Section):
     cache_dir_gb: float = Field(50.0, gt=0, description="size limit of that folder, in GB")
     workers: int = Field(0, ge=0, le=64, description="threads of each process that prepare the next slices; 0: none")
     allow_gaps: bool = Field(False, description="train though masks leave lines untaught; for experiments")
+    strip: int = Field(0, ge=0, description="image rows of each slice that a step sees, drawn anew; 0: all")
 
 
 class AcquisitionConfig(Section):

@@ -179,6 +179,7 @@ def _batch(config: Config, stage: StageName) -> int:
 
 def _slice_size(config: Config, kind: Shape) -> SliceSize:
     coils, height, width, rows, _ = kind
+    height = min(height, config.data.strip or height)
     return SliceSize(coils if config.trains_on_kspace else 0, height, width, lines=rows == 1)
 
 

@@ -21,6 +21,7 @@ from rsdmri.physics import masks
 from rsdmri.physics.corruptions import Corruption, Inpainting
 from rsdmri.physics.prepare import PreparedSlice
 from rsdmri.physics.sense import sense
+from rsdmri.physics.strips import readout_strips
 from rsdmri.priors import BANK_BYTES
 from rsdmri.progress import progress
 from rsdmri.reconstruction.classical import l1_strength, l1_wavelet
@@ -75,6 +76,10 @@ def check_objective(config: Config) -> None:
             f"teacher.consistency needs measurements with known noise, which {objective} does not know here; use "
             "teacher.objective fourier-ambient or ambient-tweedie, set corruption.noise, or leave it at 0"
         )
+    if config.data.strip and not config.trains_on_kspace:
+        raise InputError(f"data.strip is for training on k-space, which {objective} on {kind} does not; leave it at 0")
+    if config.data.strip and config.teacher.equivariance > 0:
+        raise InputError("data.strip: the motions of teacher.equivariance leave a strip; leave one of them at 0")
 
 
 def open_source(config: Config, slices: TrainingSlices, device: torch.device) -> Source:
@@ -124,6 +129,8 @@ class KspaceSource:
     def __init__(self, config: Config, slices: TrainingSlices, device: torch.device):
         self.config, self.slices, self.device = config, slices, device
         self._noisy = config.objective == "fourier-ambient"
+        if config.data.strip and any(len(ref.mask) > 1 for ref in slices.slices):
+            raise InputError("data.strip: some scans have masks of points, and rows are only apart in whole lines")
 
     def with_noise(self) -> "KspaceSource":
         """The same slices, whose batches say how noisy they are, whatever the teacher's objective takes them for."""
@@ -154,6 +161,10 @@ class KspaceSource:
         prepared = [self.slices[items[position]] for position in own]
         noise = torch.tensor([p.sigma_y / math.sqrt(2) if self._noisy else 0.0 for p in prepared])
         kspace, maps = torch.stack([p.kspace for p in prepared]), torch.stack([p.maps for p in prepared])
+        rows = self.config.data.strip
+        if 0 < rows < kspace.shape[-2]:
+            starts = torch.randint(kspace.shape[-2] - rows + 1, (count,), generator=torch_generator("strip", *key))
+            kspace, maps = readout_strips(kspace, maps, starts[own], rows)
         known = drawn_conditions(self.config, self.slices, items, *key)
         known = None if known is None else known[own]
         return Batch(kspace, maps, mask, shown, noise, known).to(self.device)

@@ -308,7 +308,7 @@ OPTIONS = {
         ("simulate", ["mixed", "T1w", "T2w", "PDw", "FLAIR"]),
         ("train", ["all", "teacher", "prior", "posterior"]),
         ("sample", ["heun", "euler", "dpmpp-2m"]),
-        ("average", ["all", "teacher", "prior", "posterior"]),
+        ("average", ["all", "teacher", "prior"]),
         ("reconstruct", ["rsd", "adps", "diffpir", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
     ],
 )

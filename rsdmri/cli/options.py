@@ -16,6 +16,14 @@ class StageChoice(StrEnum):
     posterior = "posterior"
 
 
+class AveragedStage(StrEnum):
+    """Stages that keep snapshots of their weights."""
+
+    all = "all"
+    teacher = "teacher"
+    prior = "prior"
+
+
 class Method(StrEnum):
     """Reconstruction methods."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rsdmri.cli.app import app
-from rsdmri.cli.options import Device, Sampler, Seed, StageChoice, absolute
+from rsdmri.cli.options import AveragedStage, Device, Sampler, Seed, StageChoice, absolute
 from rsdmri.errors import Interrupted
 from rsdmri.runtime import process_rank
 
@@ -96,7 +96,7 @@ def average(
     sigma_rel: Annotated[
         float | None, typer.Option(help="length over the training time, such as 0.08 [best of several on split val]")
     ] = None,
-    stage: Annotated[StageChoice, typer.Option(help="which; all: the last finished one")] = StageChoice.all,
+    stage: Annotated[AveragedStage, typer.Option(help="which; all: the last finished one")] = AveragedStage.all,
     data: Annotated[str | None, typer.Option(help="scans to validate on, path or URI [the run's own]")] = None,
     device: Device = "auto",
 ) -> None:

@@ -10,7 +10,7 @@ from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.sample import Denoise, item_noise
 from rsdmri.diffusion.schedule import SIGMA_MIN, karras_ladder
 from rsdmri.physics.sense import Sense
-from rsdmri.reconstruction.consistency import check_problem, sampled, shown
+from rsdmri.reconstruction.consistency import Measurements, shown
 from rsdmri.reconstruction.settings import AdpsSettings
 
 _LEAST_RESIDUAL = 1e-12
@@ -18,9 +18,7 @@ _LEAST_RESIDUAL = 1e-12
 
 def adps(
     denoiser: Denoiser,
-    operator: Sense,
-    kspace: Tensor,
-    sigma_y: Tensor,
+    measured: Measurements,
     *,
     sigma_data: float,
     generators: Sequence[torch.Generator],
@@ -41,9 +39,7 @@ def adps(
 
     Args:
         denoiser: D, the teacher.
-        operator: A with the scan's own mask, batched.
-        kspace: complex64 ``(batch, coil, y, x)``, scaled units.
-        sigma_y: noise per complex k-space sample, ``(batch,)``.
+        measured: y, A and the noise of each item.
         sigma_data: sd, standard deviation of the images per real channel.
         generators: random stream of each item.
         settings: sampler, steps, guidance, lines M~ that D is shown.
@@ -51,13 +47,13 @@ def adps(
         sigma_min: last level of the ladder before 0, that of the teacher's training data.
     """
     settings = settings or AdpsSettings()
-    check_problem(operator, kspace, sigma_y)
+    operator, sigma_y = measured.operator, measured.sigma_y
     denoise = shown(denoiser, operator, settings.lines, coil_noise=coil_noise, generators=generators)
-    measured, published = sampled(operator, kspace), settings.guidance == "norm"
-    x = settings.sigma_max * item_noise(generators)(torch.zeros_like(kspace[:, 0]))
+    acquired, published = measured.acquired(measured.kspace), settings.guidance == "norm"
+    x = settings.sigma_max * item_noise(generators)(measured.blank)
 
     def slope_and_pull(x: Tensor, level: float) -> tuple[Tensor, Tensor]:
-        denoised, squares, gradient = residual_gradient(denoise, operator, measured, x, level)
+        denoised, squares, gradient = residual_gradient(denoise, operator, acquired, x, level)
         slope = (x - denoised) / level
         if published:
             return slope, settings.scale * gradient / squares.sqrt().clamp_min(_LEAST_RESIDUAL)[:, None, None]
@@ -75,15 +71,15 @@ def adps(
 
 
 def residual_gradient(
-    denoise: Denoise, operator: Sense, measured: Tensor, x: Tensor, level: float
+    denoise: Denoise, operator: Sense, acquired: Tensor, x: Tensor, level: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """D(x, s), |A D - y|^2 of each item ``(batch,)``, and its gradient d/dRe x + i d/dIm x.
 
-    ``measured`` is y with 0 where nothing was acquired.
+    ``acquired`` is y with 0 where nothing was.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         denoised = denoise(x, torch.full(x.shape[:1], level, dtype=x.real.dtype, device=x.device))
-        squares = (operator.forward(denoised) - measured).abs().square().sum((1, 2, 3))
+        squares = (operator.forward(denoised) - acquired).abs().square().sum((1, 2, 3))
         (gradient,) = torch.autograd.grad(squares.sum(), x)
     return denoised.detach(), squares.detach(), gradient

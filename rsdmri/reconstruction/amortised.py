@@ -9,16 +9,13 @@ from torch import Tensor
 
 from rsdmri.diffusion.amortised import PosteriorSampler
 from rsdmri.diffusion.sample import item_noise
-from rsdmri.physics.sense import Sense
-from rsdmri.reconstruction.consistency import check_problem, data_consistency, floored
+from rsdmri.reconstruction.consistency import Measurements
 from rsdmri.reconstruction.settings import AmortisedSettings
 
 
 def amortised(
     sampler: PosteriorSampler,
-    operator: Sense,
-    kspace: Tensor,
-    sigma_y: Tensor,
+    measured: Measurements,
     *,
     generators: Sequence[torch.Generator],
     settings: AmortisedSettings | None = None,
@@ -35,21 +32,16 @@ def amortised(
 
     Args:
         sampler: trained by ``rsdmri train --stage posterior``.
-        operator: A with the scan's own mask, batched.
-        kspace: complex64 ``(batch, coil, y, x)``, scaled units.
-        sigma_y: noise per complex k-space sample, ``(batch,)``.
+        measured: y, A and the noise of each item.
         generators: random stream of each item.
         settings: level and trust, where they are to differ from those of the training.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
     """
     settings = settings or AmortisedSettings()
-    check_problem(operator, kspace, sigma_y)
     own = copy.copy(sampler)
     own.level = sampler.level if settings.level is None else settings.level
     own.trust, trust = 0.0, sampler.trust if settings.trust is None else settings.trust
     with torch.no_grad():
-        noise = item_noise(generators)(torch.zeros_like(kspace[:, 0]))
-        images: Tensor = own(kspace, operator, sigma_y / sqrt(2), noise, conditions)
-        if trust == 0:
-            return images
-        return data_consistency(operator, kspace, images, floored(sigma_y), torch.full_like(sigma_y, trust))
+        noise = item_noise(generators)(measured.blank)
+        images: Tensor = own(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), noise, conditions)
+        return images if trust == 0 else measured.agreeing(images, trust)

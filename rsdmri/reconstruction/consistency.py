@@ -1,6 +1,7 @@
-"""What the learnt methods share: agreement with the data, and the denoiser seen as a function of x_s."""
+"""What the learnt methods share: what was measured, agreement with it, and the denoiser as a function of x_s."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,26 +36,52 @@ def data_consistency(
     return conjugate_gradient(operator.normal, target, shift=weight, iterations=iterations, start=estimate)
 
 
-def floored(sigma_y: Tensor) -> Tensor:
-    """The noise of the data, at least what keeps `data_consistency` solvable."""
-    return sigma_y.clamp_min(_LEAST_NOISE)
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """What was measured of several images, y = A x + n, in scaled units.
 
+    Attributes:
+        operator: A with the scan's own mask, batched.
+        kspace: y, complex64 ``(batch, coil, y, x)``.
+        sigma_y: noise per complex k-space sample, ``(batch,)``.
 
-def sampled(operator: Sense, kspace: Tensor) -> Tensor:
-    """k-space with 0 wherever nothing was acquired."""
-    return torch.where(operator.mask.unsqueeze(-3), kspace, 0)
+    Raises:
+        InputError: k-space does not fit the maps, or is not finite where it was acquired.
+    """
 
+    operator: Sense
+    kspace: Tensor
+    sigma_y: Tensor
 
-def check_problem(operator: Sense, kspace: Tensor, sigma_y: Tensor) -> None:
-    """`InputError` for k-space that does not fit the maps, or is not finite where it was acquired."""
-    if operator.maps.shape != kspace.shape:
-        raise InputError(
-            f"k-space has shape {tuple(kspace.shape)} and the coil maps {tuple(operator.maps.shape)}; they must agree"
-        )
-    if not bool(torch.isfinite(torch.view_as_real(sampled(operator, kspace))).all()):
-        raise InputError("k-space: NaN or infinite values among the acquired samples; leave those lines out")
-    if sigma_y.shape != kspace.shape[:1] or not bool((torch.isfinite(sigma_y) & (sigma_y >= 0)).all()):
-        raise InputError(f"sigma_y: expected one noise level of at least 0 for each of {len(kspace)} images")
+    def __post_init__(self) -> None:
+        kspace, maps, sigma_y = self.kspace, self.operator.maps, self.sigma_y
+        if maps.shape != kspace.shape:
+            raise InputError(
+                f"k-space has shape {tuple(kspace.shape)} and the coil maps {tuple(maps.shape)}; they must agree"
+            )
+        if not bool(torch.isfinite(torch.view_as_real(self.acquired(kspace))).all()):
+            raise InputError("k-space: NaN or infinite values among the acquired samples; leave those lines out")
+        if sigma_y.shape != kspace.shape[:1] or not bool((torch.isfinite(sigma_y) & (sigma_y >= 0)).all()):
+            raise InputError(f"sigma_y: expected one noise level of at least 0 for each of {len(kspace)} images")
+
+    @property
+    def noise(self) -> Tensor:
+        """``sigma_y``, at least what keeps `data_consistency` solvable."""
+        return self.sigma_y.clamp_min(_LEAST_NOISE)
+
+    @property
+    def blank(self) -> Tensor:
+        """Images of 0, ``(batch, y, x)``."""
+        return torch.zeros_like(self.kspace[:, 0])
+
+    def acquired(self, kspace: Tensor) -> Tensor:
+        """``kspace`` with 0 wherever nothing was acquired."""
+        return torch.where(self.operator.mask.unsqueeze(-3), kspace, 0)
+
+    def agreeing(self, estimate: Tensor, error: float) -> Tensor:
+        """`data_consistency` of an estimate with this ``error`` per pixel."""
+        rho = torch.full_like(self.sigma_y, error)
+        return data_consistency(self.operator, self.kspace, estimate, self.noise, rho)
 
 
 def shown(

@@ -10,8 +10,7 @@ from torch import Tensor
 from rsdmri.diffusion.sample import item_noise
 from rsdmri.diffusion.schedule import SIGMA_MAX
 from rsdmri.errors import InputError
-from rsdmri.physics.sense import Sense
-from rsdmri.reconstruction.consistency import check_problem, data_consistency, floored, sampled
+from rsdmri.reconstruction.consistency import Measurements
 from rsdmri.reconstruction.settings import LatentSettings
 
 Generate = Callable[[Tensor], Tensor]
@@ -36,9 +35,7 @@ class LatentFit:
 
 def fit_latent(
     generate: Generate,
-    operator: Sense,
-    kspace: Tensor,
-    sigma_y: Tensor,
+    measured: Measurements,
     *,
     sigma_init: float,
     generators: Sequence[torch.Generator],
@@ -57,32 +54,28 @@ def fit_latent(
 
     Args:
         generate: G, from standard noise ``(batch, y, x)`` to images ``(batch, y, x)``, item by item.
-        operator: A with the scan's own mask, batched.
-        kspace: complex64 ``(batch, coil, y, x)``, scaled units.
-        sigma_y: noise per complex k-space sample, ``(batch,)``.
+        measured: y, A and the noise of each item.
         sigma_init: s_init, in which an image is ``start`` / s_init of a latent.
         generators: random stream of each item.
         start: image whose latent the search starts from, plus e_0; None: e_0 alone.
         settings: iterations, step size, error, spread, trust.
     """
     settings = settings or LatentSettings()
-    check_problem(operator, kspace, sigma_y)
     if not 0 < sigma_init <= SIGMA_MAX:
         raise ValueError(f"sigma_init: expected a level above 0 and up to {SIGMA_MAX:g}, got {sigma_init:g}")
-    fresh, scale = item_noise(generators), (floored(sigma_y) ** 2 + settings.error**2).sqrt()
-    centre = settings.spread * fresh(torch.zeros_like(kspace[:, 0]))
-    perturbation = settings.spread / sqrt(2) * scale[:, None, None, None] * fresh(kspace)
-    measured = sampled(operator, kspace + perturbation)
+    fresh, scale = item_noise(generators), (measured.noise**2 + settings.error**2).sqrt()
+    centre = settings.spread * fresh(measured.blank)
+    perturbation = settings.spread / sqrt(2) * scale[:, None, None, None] * fresh(measured.kspace)
+    target = measured.acquired(measured.kspace + perturbation)
 
     def objective(e: Tensor, images: Tensor) -> Tensor:
-        misfit = (operator.forward(images) - measured).abs().square().sum((1, 2, 3))
+        misfit = (measured.operator.forward(images) - target).abs().square().sum((1, 2, 3))
         return misfit / scale**2 + (e - centre).abs().square().sum((1, 2)) / 2
 
     begin = centre if start is None else centre + start / sigma_init
     latents, images, value, first = _descend(generate, objective, begin, settings)
-    trust = torch.full_like(sigma_y, settings.trust)
     with torch.no_grad():
-        images = data_consistency(operator, kspace, images, floored(sigma_y), trust)
+        images = measured.agreeing(images, settings.trust)
     return LatentFit(images, latents, value, first)
 
 

@@ -13,11 +13,10 @@ from rsdmri.diffusion.acquisitions import coil_part
 from rsdmri.diffusion.denoiser import Denoiser, given
 from rsdmri.diffusion.sample import item_noise
 from rsdmri.errors import InputError
-from rsdmri.physics.sense import Sense
 from rsdmri.priors import Prior
 from rsdmri.reconstruction.adps import adps
 from rsdmri.reconstruction.amortised import amortised
-from rsdmri.reconstruction.consistency import check_problem, data_consistency, floored
+from rsdmri.reconstruction.consistency import Measurements
 from rsdmri.reconstruction.latent import fit_latent
 from rsdmri.reconstruction.proximal import diffpir, proximal
 from rsdmri.reconstruction.settings import (
@@ -35,9 +34,7 @@ from rsdmri.reconstruction.settings import (
 
 def ambient_one_step(
     prior: Prior,
-    operator: Sense,
-    kspace: Tensor,
-    sigma_y: Tensor,
+    measured: Measurements,
     conditions: Tensor | None = None,
     settings: OneStepSettings | None = None,
 ) -> Tensor:
@@ -48,26 +45,21 @@ def ambient_one_step(
 
     Args:
         prior: its denoiser is used.
-        operator: A with the scan's own mask, batched.
-        kspace: complex64 ``(batch, coil, y, x)``, scaled units.
-        sigma_y: noise per complex k-space sample, ``(batch,)``.
+        measured: y, A and the noise of each item.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
         settings: level and trust.
     """
     settings = settings or OneStepSettings()
-    check_problem(operator, kspace, sigma_y)
-    denoiser = given(prior.denoiser, conditions)
+    denoiser, operator = given(prior.denoiser, conditions), measured.operator
     with torch.no_grad():
-        estimate = denoiser(operator.adjoint(kspace), operator, sigma_y.clamp_min(settings.level))
-        trust = torch.full_like(sigma_y, settings.trust)
-        return data_consistency(operator, kspace, estimate, floored(sigma_y), trust)
+        zero_filled = operator.adjoint(measured.kspace)
+        estimate = denoiser(zero_filled, operator, measured.sigma_y.clamp_min(settings.level))
+        return measured.agreeing(estimate, settings.trust)
 
 
 def draw(
     prior: Prior,
-    operator: Sense,
-    kspace: Tensor,
-    sigma_y: Tensor,
+    measured: Measurements,
     *,
     settings: DrawSettings,
     generators: Sequence[torch.Generator],
@@ -78,22 +70,19 @@ def draw(
 
     Args:
         prior: its denoiser or generator is used.
-        operator: A with the scan's own mask, batched.
-        kspace: complex64 ``(batch, coil, y, x)``, scaled units.
-        sigma_y: noise per complex k-space sample, ``(batch,)``.
+        measured: y, A and the noise of each item.
         settings: of `adps`, `diffpir`, `proximal`, `fit_latent` or `amortised`.
         generators: random stream of each item.
         start: image that a draw starts from, where ``settings.start`` names one; None: 0.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
     """
-    data = operator, kspace, sigma_y
     coil_noise = prior.bank.coil_noise
-    begin = torch.zeros_like(kspace[:, 0]) if start is None else start
+    begin = measured.blank if start is None else start
     match settings:
         case AdpsSettings():
             return adps(
                 given(prior.denoiser, conditions),
-                *data,
+                measured,
                 sigma_data=float(prior.denoiser.sigma_data),
                 generators=generators,
                 settings=settings,
@@ -103,17 +92,17 @@ def draw(
         case DiffpirSettings():
             denoiser = given(_network(prior, settings.network), conditions)
             return diffpir(
-                denoiser, *data, start=begin, generators=generators, settings=settings, coil_noise=coil_noise
+                denoiser, measured, start=begin, generators=generators, settings=settings, coil_noise=coil_noise
             )
         case ProximalSettings():
             denoiser = given(_network(prior, settings.network), conditions)
             return proximal(
-                denoiser, *data, start=begin, generators=generators, settings=settings, coil_noise=coil_noise
+                denoiser, measured, start=begin, generators=generators, settings=settings, coil_noise=coil_noise
             )
         case LatentSettings():
-            return _latent(prior, *data, settings, generators, start, conditions)
+            return _latent(prior, measured, settings, generators, start, conditions)
         case AmortisedSettings():
-            return amortised(prior.posterior, *data, generators=generators, settings=settings, conditions=conditions)
+            return amortised(prior.posterior, measured, generators=generators, settings=settings, conditions=conditions)
         case _:
             raise ValueError(f"settings: expected those of a method that draws, got {type(settings).__name__}")
 
@@ -127,9 +116,7 @@ def weights_digest(prior: Prior, settings: MethodSettings) -> str:
 
 def _latent(
     prior: Prior,
-    operator: Sense,
-    kspace: Tensor,
-    sigma_y: Tensor,
+    measured: Measurements,
     settings: LatentSettings,
     generators: Sequence[torch.Generator],
     start: Tensor | None,
@@ -138,12 +125,11 @@ def _latent(
     generator = prior.generator
     if generator is None:
         raise InputError("--prior: has no one-step generator for variant latent; finish rsdmri train, or use proximal")
+    operator = measured.operator
     noise = coil_part(operator, item_noise(generators)(operator.maps)) if prior.bank.coil_noise else None
     fit = fit_latent(
         lambda latents: generator(latents, operator, noise, conditions),
-        operator,
-        kspace,
-        sigma_y,
+        measured,
         sigma_init=generator.sigma_init,
         generators=generators,
         start=start,

@@ -13,16 +13,13 @@ from rsdmri.diffusion.denoiser import Denoiser
 from rsdmri.diffusion.sample import item_noise
 from rsdmri.diffusion.schedule import karras_sigma
 from rsdmri.errors import InputError
-from rsdmri.physics.sense import Sense
-from rsdmri.reconstruction.consistency import check_problem, data_consistency, floored, shown
+from rsdmri.reconstruction.consistency import Measurements, shown
 from rsdmri.reconstruction.settings import DiffpirSettings, ProximalSettings
 
 
 def proximal(
     denoiser: Denoiser,
-    operator: Sense,
-    kspace: Tensor,
-    sigma_y: Tensor,
+    measured: Measurements,
     *,
     start: Tensor,
     generators: Sequence[torch.Generator],
@@ -46,32 +43,27 @@ def proximal(
 
     Args:
         denoiser: D.
-        operator: A with the scan's own mask, batched.
-        kspace: complex64 ``(batch, coil, y, x)``, scaled units.
-        sigma_y: noise per complex k-space sample, ``(batch,)``.
+        measured: y, A and the noise of each item.
         start: image to start from, ``(batch, y, x)``.
         generators: random stream of each item.
         settings: levels, trust, jitter, lines that D is shown.
         coil_noise: see `shown`.
     """
     settings = settings or ProximalSettings()
-    check_problem(operator, kspace, sigma_y)
-    fresh, trust = item_noise(generators), torch.full_like(sigma_y, settings.trust)
-    denoise = shown(denoiser, operator, settings.lines, coil_noise=coil_noise, generators=generators)
+    fresh, sigma_y = item_noise(generators), measured.sigma_y
+    denoise = shown(denoiser, measured.operator, settings.lines, coil_noise=coil_noise, generators=generators)
     image = start
     with torch.no_grad():
         for step in settings.levels:
             level = sigma_y.clamp_min(step)
             noise = fresh(image) * (settings.jitter * level)[:, None, None]
-            image = data_consistency(operator, kspace, denoise(image + noise, level), floored(sigma_y), trust)
+            image = measured.agreeing(denoise(image + noise, level), settings.trust)
     return image
 
 
 def diffpir(
     denoiser: Denoiser,
-    operator: Sense,
-    kspace: Tensor,
-    sigma_y: Tensor,
+    measured: Measurements,
     *,
     start: Tensor,
     generators: Sequence[torch.Generator],
@@ -90,19 +82,17 @@ def diffpir(
     Args are those of `proximal`; ``settings``: ladder, lambda (``weight``), zeta (``renewal``), lines that D is shown.
     """
     settings = settings or DiffpirSettings()
-    check_problem(operator, kspace, sigma_y)
     if settings.sigma_min > settings.sigma_max:
         raise InputError(f"sigma_min {settings.sigma_min:g}: must be at most sigma_max {settings.sigma_max:g}")
-    fresh, noise = item_noise(generators), floored(sigma_y)
-    denoise = shown(denoiser, operator, settings.lines, coil_noise=coil_noise, generators=generators)
+    fresh = item_noise(generators)
+    denoise = shown(denoiser, measured.operator, settings.lines, coil_noise=coil_noise, generators=generators)
     times = torch.linspace(1, 0, settings.steps, dtype=torch.float64)
     levels = karras_sigma(times, settings.sigma_min, settings.sigma_max).tolist()
     image = agreed = start + levels[0] * fresh(start)
     with torch.no_grad():
         for level, after in zip(levels, [*levels[1:], 0.0], strict=True):
-            denoised = denoise(image, torch.full_like(sigma_y, level))
-            rho = torch.full_like(sigma_y, sqrt(2 / settings.weight) * level)
-            agreed = data_consistency(operator, kspace, denoised, noise, rho)
+            denoised = denoise(image, torch.full_like(measured.sigma_y, level))
+            agreed = measured.agreeing(denoised, sqrt(2 / settings.weight) * level)
             kept = sqrt(1 - settings.renewal) / level * (image - agreed)
             image = agreed + after * (kept + sqrt(settings.renewal) * fresh(image))
     return agreed

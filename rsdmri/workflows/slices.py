@@ -16,6 +16,7 @@ from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.priors import Prior
 from rsdmri.reconstruction import classical
+from rsdmri.reconstruction.consistency import Measurements
 from rsdmri.reconstruction.posterior import ambient_one_step, draw
 from rsdmri.reconstruction.settings import (
     AdpsSettings,
@@ -160,7 +161,7 @@ class SliceWork:
                 return classical.tv(operator, kspace, strength=strength, iterations=s.iterations)
             case OneStepSettings() as s:
                 conditions = self._conditions(len(kspace))
-                return ambient_one_step(_given(self.prior), operator, kspace, sigma_y, conditions, s)
+                return ambient_one_step(_given(self.prior), Measurements(operator, kspace, sigma_y), conditions, s)
             case _:
                 return classical.zero_filled(operator, kspace)
 
@@ -200,9 +201,7 @@ class SliceWork:
             drawn.append(
                 draw(
                     _given(self.prior),
-                    sense(operator.maps[rows], self.mask),
-                    kspace[rows],
-                    sigma_y[rows],
+                    Measurements(sense(operator.maps[rows], self.mask), kspace[rows], sigma_y[rows]),
                     settings=settings,
                     generators=streams,
                     start=None if start is None else start[rows],

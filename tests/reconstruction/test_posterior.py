@@ -12,7 +12,7 @@ from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.priors import Prior, load_prior
-from rsdmri.reconstruction.consistency import data_consistency
+from rsdmri.reconstruction.consistency import Measurements, data_consistency
 from rsdmri.reconstruction.posterior import ambient_one_step, draw
 from rsdmri.reconstruction.settings import (
     AdpsSettings,
@@ -46,6 +46,10 @@ class Problem:
     sigma_y: Tensor
     image: Tensor
 
+    @property
+    def measured(self) -> Measurements:
+        return Measurements(self.operator, self.kspace, self.sigma_y)
+
     def item(self, index: int) -> "Problem":
         one = slice(index, index + 1)
         operator = sense(self.operator.maps[one], self.operator.mask[one])
@@ -70,9 +74,7 @@ def drawn(prior: Prior, settings: DrawSettings, data: Problem, *keys: int) -> Te
     generators = [torch_generator("draw", key) for key in keys]
     return draw(
         prior,
-        data.operator,
-        data.kspace,
-        data.sigma_y,
+        data.measured,
         settings=settings,
         generators=generators,
         start=data.operator.adjoint(data.kspace),
@@ -171,7 +173,7 @@ def test_results_agree_with_the_data_within_the_noise(prior: Prior) -> None:
     data.sigma_y[:] = 0.01
     chosen = [EVERY[name] for name in ("diffpir", "proximal", "latent", "amortised")]
     images = [drawn(prior, settings, data, 0, 1) for settings in chosen]
-    images.append(ambient_one_step(prior, data.operator, data.kspace, data.sigma_y))
+    images.append(ambient_one_step(prior, data.measured))
     for image in images:
         assert float((data.operator.forward(image) - data.kspace).norm() / data.kspace.norm()) < 0.1
 
@@ -179,17 +181,17 @@ def test_results_agree_with_the_data_within_the_noise(prior: Prior) -> None:
 def test_one_step_items_stand_alone(prior: Prior) -> None:
     data = problem(3, 4, 32, 32)
     one = data.item(1)
-    together = ambient_one_step(prior, data.operator, data.kspace, data.sigma_y)
-    alone = ambient_one_step(prior, one.operator, one.kspace, one.sigma_y)
+    together = ambient_one_step(prior, data.measured)
+    alone = ambient_one_step(prior, one.measured)
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_shapes_that_do_not_fit_are_refused(prior: Prior) -> None:
     data = problem(1, 4, 32, 32)
     with pytest.raises(InputError, match="must agree"):
-        ambient_one_step(prior, data.operator, data.kspace[:, :3], data.sigma_y)
+        Measurements(data.operator, data.kspace[:, :3], data.sigma_y)
     with pytest.raises(InputError, match="one noise level of at least 0 for each of 1 images"):
-        ambient_one_step(prior, data.operator, data.kspace, -data.sigma_y)
+        Measurements(data.operator, data.kspace, -data.sigma_y)
     with pytest.raises(InputError, match=r"sigma_min 2: must be at most sigma_max 1"):
         drawn(prior, DiffpirSettings(sigma_min=2, sigma_max=1), data, 0)
     with pytest.raises(ValueError, match="got DrawSettings"):

@@ -4,6 +4,7 @@ With a linear denoiser a draw is linear in the data plus its noise: the differen
 data y and with none is the mean of all draws, without any error of sampling.
 """
 
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.physics.sense import sense
 from rsdmri.reconstruction.adps import adps
-from rsdmri.reconstruction.consistency import shown
+from rsdmri.reconstruction.consistency import Measurements, shown
 from rsdmri.reconstruction.latent import fit_latent
 from rsdmri.reconstruction.proximal import diffpir, proximal
 from rsdmri.reconstruction.settings import AdpsSettings, DiffpirSettings, LatentSettings, ProximalSettings
@@ -59,10 +60,10 @@ class Gaussian:
         return found @ data @ self.y, found
 
     def data(self, count: int = 1, share: float = 1.0):
-        """Operator, k-space (``share`` of it) and noise level, the same ``count`` times."""
+        """The measurements, ``share`` of them, the same ``count`` times."""
         kspace = share * torch.as_tensor(self.y).reshape(1, -1, HEIGHT, WIDTH).expand(count, -1, -1, -1)
         operator = sense(self.maps.expand(count, -1, -1, -1), self.mask)
-        return operator, kspace, torch.full((count,), NOISE, dtype=torch.float64)
+        return Measurements(operator, kspace, torch.full((count,), NOISE, dtype=torch.float64))
 
 
 def streams(count: int = 1):
@@ -99,7 +100,7 @@ def test_proximal_ends_at_the_posterior_mean_of_the_noisy_prior(coloured, level)
     """trust^2 = 2 s^2, no jitter: the fixed point is the posterior mean under C + s^2, from wherever it starts."""
     settings = ProximalSettings(levels=(level,) * 150, trust=sqrt(2) * level, jitter=0)
     start = unit_noise(torch.empty(1, HEIGHT, WIDTH, dtype=torch.complex128), torch_generator("start"))
-    image = proximal(coloured.denoiser, *coloured.data(), start=start, generators=streams(), settings=settings)
+    image = proximal(coloured.denoiser, coloured.data(), start=start, generators=streams(), settings=settings)
     mean, _ = coloured.posterior(coloured.covariance + level**2 * np.eye(PIXELS))
     assert relative(image, mean) < 1e-4
 
@@ -110,7 +111,7 @@ def test_diffpir_means_tend_to_the_posterior_mean(coloured, steps, renewal, boun
     settings = DiffpirSettings(steps=steps, sigma_max=5, sigma_min=0.05, renewal=renewal)
     start = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.complex128)
     with_data, without = (
-        diffpir(coloured.denoiser, *coloured.data(share=s), start=start, generators=streams(), settings=settings)
+        diffpir(coloured.denoiser, coloured.data(share=s), start=start, generators=streams(), settings=settings)
         for s in (1, 0)
     )
     assert bound / 2.5 < relative(with_data - without, coloured.posterior(coloured.covariance)[0]) < bound
@@ -122,8 +123,8 @@ def test_adps_draws_are_of_the_posterior_where_its_guidance_is_exact(white, samp
     settings = AdpsSettings(sampler=sampler, steps=steps, guidance="variance", lines="all")
     mean, covariance = white.posterior(white.covariance)
     given = {"sigma_data": sqrt(0.5), "generators": streams(300), "settings": settings}
-    draws = adps(white.denoiser, *white.data(300), **given)
-    without = adps(white.denoiser, *white.data(share=0), **{**given, "generators": streams()})
+    draws = adps(white.denoiser, white.data(300), **given)
+    without = adps(white.denoiser, white.data(share=0), **{**given, "generators": streams()})
     assert relative(draws[:1] - without, mean) < 0.01
     assert total_variance(draws) == pytest.approx(np.trace(covariance).real, rel=0.06)
 
@@ -133,24 +134,24 @@ def test_adps_comes_nearer_to_the_mean_of_coloured_images_than_the_data(coloured
     settings = AdpsSettings(steps=80, guidance="variance", lines="all")
     given = {"sigma_data": sqrt(np.trace(coloured.covariance).real / PIXELS), "settings": settings}
     with_data, without = (
-        adps(coloured.denoiser, *coloured.data(share=s), generators=streams(), **given) for s in (1, 0)
+        adps(coloured.denoiser, coloured.data(share=s), generators=streams(), **given) for s in (1, 0)
     )
     mean, _ = coloured.posterior(coloured.covariance)
-    operator, kspace, _ = coloured.data()
-    assert relative(with_data - without, mean) < min(0.3, 0.8 * relative(operator.adjoint(kspace), mean))
+    data = coloured.data()
+    assert relative(with_data - without, mean) < min(0.3, 0.8 * relative(data.operator.adjoint(data.kspace), mean))
 
 
 def test_the_published_step_of_adps(coloured):
     """x_0 = D - scale grad |r|^2 / |r| of each item, with the gradient 2 J^H A^H r of the linear denoiser."""
     settings = AdpsSettings(steps=1, sigma_max=2.0, scale=0.7, lines="all")
-    operator, kspace, sigma_y = coloured.data(2)
-    kspace = kspace * torch.tensor([1.0, 30.0])[:, None, None, None]
+    data = coloured.data(2)
+    data = replace(data, kspace=data.kspace * torch.tensor([1.0, 30.0])[:, None, None, None])
     given = {"sigma_data": 0.5, "settings": settings}
-    images = adps(coloured.denoiser, operator, kspace, sigma_y, generators=streams(2), **given)
+    images = adps(coloured.denoiser, data, generators=streams(2), **given)
     gain = coloured.covariance @ np.linalg.inv(coloured.covariance + 4 * np.eye(PIXELS))
     for number, stream in enumerate(streams(2)):
         x = 2 * unit_noise(images[0], stream).reshape(-1).numpy()
-        residual = coloured.matrix @ gain @ x - kspace[number].reshape(-1).numpy()
+        residual = coloured.matrix @ gain @ x - data.kspace[number].reshape(-1).numpy()
         gradient = 2 * gain.conj().T @ coloured.matrix.conj().T @ residual
         expected = gain @ x - 0.7 * gradient / np.linalg.norm(residual)
         assert relative(images[number], expected) < 1e-10
@@ -160,15 +161,13 @@ def test_a_latent_is_the_ridge_solution_of_a_linear_generator(coloured):
     root = np.linalg.cholesky(coloured.covariance)
     mixing = torch.as_tensor(root.T)
     settings = LatentSettings(iterations=300, error=0, spread=0)
-    operator, kspace, sigma_y = coloured.data(2)
+    data = coloured.data(2)
     fit = fit_latent(
         lambda e: (e.flatten(1) @ mixing).reshape(e.shape),
-        operator,
-        kspace * torch.tensor([1.0, 2.0])[:, None, None, None],
-        sigma_y,
+        replace(data, kspace=data.kspace * torch.tensor([1.0, 2.0])[:, None, None, None]),
         sigma_init=2.5,
         generators=streams(2),
-        start=operator.adjoint(kspace),
+        start=data.operator.adjoint(data.kspace),
         settings=settings,
     )
     mean, _ = coloured.posterior(coloured.covariance)
@@ -178,7 +177,9 @@ def test_a_latent_is_the_ridge_solution_of_a_linear_generator(coloured):
     misfit = np.linalg.norm(coloured.matrix @ mean - coloured.y) ** 2 / NOISE**2
     assert float(fit.objective[0]) == pytest.approx(misfit + np.linalg.norm(latent) ** 2 / 2, rel=1e-6)
     assert bool((fit.objective < fit.first).all())
-    assert float((operator.forward(fit.images)[0] - kspace[0]).norm()) < misfit**0.5 * NOISE  # the data had a say
+    assert (
+        float((data.operator.forward(fit.images)[0] - data.kspace[0]).norm()) < misfit**0.5 * NOISE
+    )  # the data had a say
 
 
 def test_perturbed_latents_are_draws_of_the_posterior(coloured):
@@ -189,7 +190,7 @@ def test_perturbed_latents_are_draws_of_the_posterior(coloured):
 
     def draws(count: int, share: float) -> Tensor:
         given = {"sigma_init": 2.5, "generators": streams(count), "settings": settings}
-        fit = fit_latent(lambda e: (e.flatten(1) @ mixing).reshape(e.shape), *coloured.data(count, share), **given)
+        fit = fit_latent(lambda e: (e.flatten(1) @ mixing).reshape(e.shape), coloured.data(count, share), **given)
         return fit.latents.flatten(1) @ mixing
 
     mean, covariance = coloured.posterior(coloured.covariance)
@@ -207,7 +208,8 @@ def test_what_the_denoiser_is_shown_with_noise_of_kspace(coloured, lines):
         seen.append((u, operator.mask))
         return u
 
-    operator, _, sigma = coloured.data(200)
+    data = coloured.data(200)
+    operator, sigma = data.operator, data.sigma_y
     denoise = shown(denoiser, operator, lines, coil_noise=True, generators=streams(200))
     noise = torch.stack([unit_noise(operator.maps[0, 0], torch_generator("image noise", i)) for i in range(200)])
     denoise(sigma[:, None, None] * noise, sigma)

@@ -268,7 +268,7 @@ def test_an_empty_slice_gives_zeros_and_a_warning(files, tmp_path, prior):
 
 
 def test_images_that_are_not_finite_are_refused(scan, prior, monkeypatch):
-    monkeypatch.setattr(slices, "ambient_one_step", lambda p, a, kspace, *_: torch.full_like(kspace[:, 0], torch.nan))
+    monkeypatch.setattr(slices, "ambient_one_step", lambda p, measured, *_: torch.full_like(measured.blank, torch.nan))
     with pytest.raises(InputError, match=r"NaN or infinite values in slices 0, 1"):
         reconstruct(scan, method="ambient-one-step", prior=prior, acceleration=4)
 

@@ -3,9 +3,10 @@
     python benchmarks/reconstruction.py --threads 1 --json reconstruction.json
 
 A simulated head, true coil maps, lines at R = 4 with 24 ACS lines, noise. Methods take turns; the figures are medians.
-BART runs as a program on its own files: ``raw`` is its wall time; ``net`` leaves out the start, the files and one
-iteration, as a run of one iteration shows them. Ours is the whole call, operator included. Each regularised method
-takes the strength of a small grid with the least NRMSE of the magnitude. Machines drift: read the ratios.
+With ``--prior`` the draws of `rsd` join, beside BART's L1-wavelet. BART runs as a program on its own files: ``raw`` is
+its wall time; ``net`` leaves out the start, the files and one iteration, as a run of one iteration shows them. Ours is
+the whole call, operator included. Each regularised method takes the strength of a small grid with the least NRMSE of
+the magnitude. Machines drift: read the ratios.
 """
 
 import argparse
@@ -33,6 +34,8 @@ BART = {
     ("BART, haar", "L1-wavelet"): lambda s: ["--wavelet", "haar", "-R", f"W:3:0:{s}"],
     ("BART", "TV"): lambda s: ["-R", f"T:3:0:{s}"],
 }
+
+DRAWS = {"rsd, 1 draw": 1, "rsd, 8 draws": 8}  # timed against BART's L1-wavelet
 
 Method = Callable[[float], object]
 
@@ -92,13 +95,15 @@ def problem(n_coils: int, height: int, width: int) -> dict:
 def measure(data: dict, folder: Path, arguments: argparse.Namespace) -> dict[str, dict]:
     """Tune each method, then time all in turns."""
     methods = ours(data)
+    if arguments.prior is not None:
+        methods |= drawn(data, arguments)
     if shutil.which("bart") is not None:
         methods |= barts(data, folder)
     for wanted, build in ((arguments.sigpy, sigpys), (arguments.peers, mrpros), (arguments.peers, deepinvs)):
         methods |= build(data) if wanted else {}
     rows, timed = {}, {}
     for (program, name), method in methods.items():
-        strengths = RIDGES if name == "CG-SENSE" else STRENGTHS
+        strengths = (0.0,) if name in DRAWS else RIDGES if name == "CG-SENSE" else STRENGTHS
         errors = {strength: _nrmse(method(strength), data["image"]) for strength in strengths}
         best = min(errors, key=lambda strength: errors[strength])
         rows[program, name] = {"strength": best, "nrmse": errors[best]}
@@ -109,10 +114,11 @@ def measure(data: dict, folder: Path, arguments: argparse.Namespace) -> dict[str
     for (program, name), row in rows.items():
         raw, one = seconds[program, name], seconds.get((program, name, "one iteration"), 0.0)
         row |= {"seconds": raw, "net": raw - one, "ratio": None, "ratio_net": None}
-        if ("BART", name) in seconds:
-            base = seconds["BART", name]
+        peer = "L1-wavelet" if name in DRAWS else name
+        if ("BART", peer) in seconds:
+            base = seconds["BART", peer]
             row["ratio"] = raw / base
-            row["ratio_net"] = (raw - one) / (base - seconds["BART", name, "one iteration"])
+            row["ratio_net"] = (raw - one) / (base - seconds["BART", peer, "one iteration"])
     return {f"{name}: {program}": row for (program, name), row in sorted(rows.items(), key=lambda item: item[0][1])}
 
 
@@ -139,6 +145,35 @@ def ours(data: dict) -> dict[tuple[str, str], Method]:
         ("rsdmri", "L1-wavelet"): wavelet,
         ("rsdmri", "TV"): variation,
     }
+
+
+def drawn(data: dict, arguments: argparse.Namespace) -> dict[tuple[str, str], Method]:
+    """Means of draws with a prior, of any size; ``--options`` as for ``rsdmri reconstruct --set-method``."""
+    import torch
+
+    from rsdmri.physics import sense
+    from rsdmri.priors import load_prior
+    from rsdmri.reconstruction.classical import l1_strength, l1_wavelet
+    from rsdmri.reconstruction.consistency import Measurements
+    from rsdmri.reconstruction.posterior import draw
+    from rsdmri.reconstruction.settings import method_settings, parse_options
+    from rsdmri.runtime import torch_generator
+
+    prior = load_prior(arguments.prior, "cpu")
+    settings = method_settings("rsd", parse_options(arguments.options))
+    noise = torch.tensor([NOISE])
+
+    def mean(count: int, strength: float) -> object:
+        operator, start = sense(data["maps"][None], data["mask"]), None
+        if settings.start == "l1-wavelet":
+            stream = torch_generator("shifts")
+            start = l1_wavelet(operator, data["kspace"][None], strength=l1_strength(noise), generator=stream)
+        measured = Measurements(operator, data["kspace"][None], noise)
+        streams = [[torch_generator("draw", number)] for number in range(count)]  # a batch takes as long, and memory
+        images = [draw(prior, measured, settings=settings, generators=one, start=start) for one in streams]
+        return torch.cat(images).mean(0)
+
+    return {("rsdmri", name): partial(mean, count) for name, count in DRAWS.items()}
 
 
 def barts(data: dict, folder: Path) -> dict[tuple[str, str], Method]:
@@ -226,6 +261,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prior", type=Path, help="run or prior folder whose draws are timed, too")
+    parser.add_argument("--options", nargs="+", default=[], help="settings of rsd, such as variant=amortised")
     parser.add_argument("--sigpy", action="store_true", help="also sigpy's apps (slow)")
     parser.add_argument("--peers", action="store_true", help="also mrpro and deepinv, where they are installed")
     parser.add_argument("--quick", action="store_true", help="one small size")

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from experiments import RECIPES
+from experiments import RECIPES, runs
 from scipy.stats import spearmanr
 
 Row = dict[str, Any]
@@ -28,9 +28,14 @@ def table(rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        teacher, prior = row["teacher"]["frechet"], row["prior"]["frechet"]
+        prior, teacher = row["prior"]["frechet"], row.get("teacher", {}).get("frechet")
         clean = [point["clean"] for point in row["checkpoints"]]
-        cells = [row["run"], str(row["seed"]), f"{teacher:.0f}", f"{prior:.0f}", f"{prior / teacher:.2f}"]
+        ratio = (
+            ["", f"{prior:.0f}", ""]
+            if teacher is None
+            else [f"{teacher:.0f}", f"{prior:.0f}", f"{prior / teacher:.2f}"]
+        )
+        cells = [row["run"], str(row["seed"]), *ratio]
         cells += [f"{correlation(row):.2f}", f"{kept(row):.0f}, {min(clean):.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     found = [correlation(row) for row in rows]
@@ -55,25 +60,42 @@ def kept(row: Row) -> float:
     return float(min(row["checkpoints"], key=lambda point: point["proximal"])["clean"])
 
 
+def panels(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of k-space, of corrupted images, and those that compare settings."""
+    groups = {(run.name, run.seed): run.group for run in runs()}
+    found: dict[str, list[Row]] = {"k-space": [], "images": [], "settings": []}
+    for row in rows:
+        group = groups[row["run"], row["seed"]]
+        kind = "settings" if group == "comparison" else "k-space" if row["corruption"] == "fourier" else "images"
+        found[kind].append(row)
+        if row["run"] == "one-step-fourier-ambient" and row["seed"] == 0:  # what the settings differ from
+            found["settings"].append(row)
+    return found
+
+
 def figure(rows: Sequence[Row], path: Path) -> None:
     """Distance over the teacher's against training images, and the proximal against the clean distance."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(10, 4), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    drawn = Figure(figsize=(11, 8.5), layout="constrained")
+    axes = drawn.subplots(2, 2)
+    for axis, (kind, own) in zip(axes.flat, panels(rows).items(), strict=False):
+        colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+        for row, colour in zip(own, colours, strict=False):
+            points, teacher = row["checkpoints"], row.get("teacher", {}).get("frechet", own[0]["teacher"]["frechet"])
+            label = f"{row['run'].removeprefix('one-step-')}, seed {row['seed']}"
+            clean = [p["clean"] / teacher for p in points]
+            axis.plot([p["images"] for p in points], clean, marker="o", markersize=3, label=label, color=colour)
+        axis.axhline(1, color="0.5", linewidth=1)
+        axis.set(title=kind, xlabel="training images", ylabel="Frechet distance over the teacher's", ylim=(0, 1.6))
+        axis.legend(fontsize=6, ncols=2)
     for row in rows:
-        points, teacher = row["checkpoints"], row["teacher"]["frechet"]
-        label = f"{row['run'].removeprefix('one-step-')}, seed {row['seed']}"
-        clean, images = [p["clean"] for p in points], [p["images"] for p in points]
-        left.plot(images, [value / teacher for value in clean], marker="o", markersize=3, label=label)
-        near = [p["proximal"] for p in points]
-        right.plot([v / min(near) for v in near], [v / min(clean) for v in clean], "o", markersize=4)
-    left.axhline(1, color="0.5", linewidth=1)
-    left.annotate("teacher, 35 evaluations", (0.02, 1), xycoords=("axes fraction", "data"), va="bottom", color="0.4")
-    left.set(xlabel="training images", ylabel="Frechet distance over the teacher's", ylim=(0, 1.12))
-    right.set(xlabel="proximal distance over the run's least", ylabel="distance to clean images over the run's least")
-    left.legend(fontsize=6, ncols=2)
-    drawn.savefig(path, dpi=130)
+        clean, near = ([p[key] for p in row["checkpoints"]] for key in ("clean", "proximal"))
+        axes[1, 1].loglog([v / min(near) for v in near], [v / min(clean) for v in clean], "o", markersize=3)
+    axes[1, 1].set(title="how the proximal distance ranks", xlabel="proximal distance over the run's least")
+    axes[1, 1].set(ylabel="distance to clean images over the run's least")
+    drawn.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -82,7 +104,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=RECIPES / "results" / "checkpoints.png")
     arguments = parser.parse_args()
     rows = map(json.loads, arguments.results.read_text(encoding="utf-8").splitlines())
-    usable = [row for row in rows if len(row.get("checkpoints", ())) >= LEAST and "teacher" in row]
+    known = {(run.name, run.seed) for run in runs()}
+    usable = [r for r in rows if len(r.get("checkpoints", ())) >= LEAST and (r["run"], r["seed"]) in known]
     if not usable:
         raise SystemExit(f"{arguments.results}: no prior with {LEAST} checkpoints; run experiments.py first")
     print(*table(usable), sep="\n")

@@ -25,6 +25,7 @@ FLOORS = {
     "rsdmri.config": 0,
     "rsdmri.progress": 0,
     "rsdmri.physics.fourier": 0,
+    "rsdmri.physics.strips": 1,
     "rsdmri.data.scan": 0,
     "rsdmri.metrics.*": 0,
     "rsdmri.metrics.inception": 1,

@@ -181,7 +181,8 @@ class PriorConfig(Section):
     ema_images: float = Field(20_000, ge=0)
     keep: Literal["last", "best"] = Field(
         "best",
-        description="weights of the end, or of the lowest proximal distance: samples measured again, against data",
+        description="weights of the end, or of the latest checkpoint whose proximal distance (samples measured again, "
+        "against data) is within its error of the lowest",
     )
     validation_images: int = Field(256, ge=4, description="samples that a checkpoint's proximal distance is taken of")
     checkpoint_every: int | None = Field(

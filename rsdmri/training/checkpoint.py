@@ -38,10 +38,12 @@ def save_checkpoint(
     tensors: dict[str, Tensor],
     meta: dict[str, Any],
     validation: float | None = None,
+    error: float = 0.0,
 ) -> Path:
     """Write ``STAGE-STEP.safetensors`` into ``folder``, list it, and remove all but the newest two of the stage.
 
-    The one of lowest ``validation`` stays as ``STAGE-best.safetensors``. Later ones are of a course that was given up:
+    The one of lowest ``validation``, or of those within its standard ``error`` the latest (`Entry.gives_way`), stays as
+    ``STAGE-best.safetensors``. Later ones are of a course that was given up:
     they are removed, too.
 
     Errors:
@@ -60,9 +62,9 @@ def save_checkpoint(
     if any(entry.step >= step for entry in record.generations):
         manifest = manifest.write(folder, stage, _until(record, step - 1))
     path = folder / f"{stage}-{step:08d}.safetensors"
-    validated = {} if validation is None else {"validation": validation}
+    validated = {} if validation is None else {"validation": validation, "validation_error": error}
     save_tensors(path, tensors, {**meta, **validated, "stage": stage, "step": step})
-    _remove_unlisted(folder, _list(folder, manifest, path, step, validation), stage)
+    _remove_unlisted(folder, _list(folder, manifest, path, step, validation, error), stage)
     return path
 
 
@@ -129,14 +131,15 @@ def list_unlisted(folder: Path, warn: Warn = lambda line: None) -> None:
         except InputError:
             continue  # `latest_checkpoint` says what is wrong with it
         if isinstance(meta.get("step"), int):
-            manifest = _list(folder, manifest, path, meta["step"], meta.get("validation"))
+            measured = meta.get("validation"), meta.get("validation_error", 0.0)
+            manifest = _list(folder, manifest, path, meta["step"], *measured)
 
 
-def note_validation(folder: Path, stage: str, validation: float) -> None:
+def note_validation(folder: Path, stage: str, validation: float, error: float = 0.0) -> None:
     """Record the validation loss of the newest checkpoint of ``stage``, which was saved without one."""
     manifest = read_manifest(folder)
     newest = manifest.stage(stage).generations[-1]
-    _list(folder, manifest, folder / newest.file, newest.step, validation)
+    _list(folder, manifest, folder / newest.file, newest.step, validation, error)
 
 
 def give_up_after(folder: Path, stage: str, roll_back: RollBack) -> None:
@@ -204,7 +207,9 @@ def _read(path: str | os.PathLike[str], *, tensors: bool) -> tuple[dict[str, Ten
         raise InputError(f"{path}: damaged or not a safetensors file ({reason}); use another checkpoint") from None
 
 
-def _list(folder: Path, manifest: Manifest, path: Path, step: int, validation: float | None) -> Manifest:
+def _list(
+    folder: Path, manifest: Manifest, path: Path, step: int, validation: float | None, error: float = 0.0
+) -> Manifest:
     """Write the manifest with ``path`` as the newest generation or, by its name, as the best."""
     stage = _stage_of(path)
     record = manifest.stage(stage)
@@ -212,8 +217,8 @@ def _list(folder: Path, manifest: Manifest, path: Path, step: int, validation: f
     if path.name == _best(stage):
         return manifest.write(folder, stage, record.model_copy(update={"best": entry}))
     best = record.best
-    if validation is not None and (best is None or best.validation is None or validation < best.validation):
-        best = entry.model_copy(update={"file": _best(stage)})
+    if validation is not None and (best is None or best.gives_way(validation, error)):
+        best = entry.kept(_best(stage), best)
         _link(path, folder / best.file)
     generations = (*(known for known in record.generations if known.step < step), entry)[-KEEP:]
     return manifest.write(folder, stage, record.model_copy(update={"generations": generations, "best": best}))

@@ -21,13 +21,37 @@ class _Part(BaseModel):
 
 
 class Entry(_Part):
-    """One checkpoint file: its name, step, contents, and the validation loss of its averaged weights."""
+    """One checkpoint file: its name, step, contents, and the validation loss of its averaged weights.
+
+    Of the best one also the lowest validation loss until its step, and where that was.
+    """
 
     file: str
     step: int
     sha256: str
     size: int
     validation: float | None = None
+    lowest: float | None = None
+    lowest_step: int | None = None
+
+    def gives_way(self, validation: float, error: float = 0.0) -> bool:
+        """Whether a later checkpoint with this validation loss is kept instead.
+
+        It is where its loss is below the lowest one, or above it by less than its own standard ``error``: where a
+        measure cannot tell two checkpoints apart, the one that was trained for longer is kept. Without an error this
+        keeps the lowest. After the one-standard-error rule of Breiman et al. 1984, section 3.4.3.
+        """
+        lowest = self.validation if self.lowest is None else self.lowest
+        return lowest is None or validation < lowest + error
+
+    def kept(self, file: str, before: "Entry | None") -> "Entry":
+        """This checkpoint as the best, called ``file``, in place of the one ``before``."""
+        lowest, step = self.validation, self.step
+        if before is not None and before.validation is not None and lowest is not None:
+            known = before.validation if before.lowest is None else before.lowest
+            if known <= lowest:
+                lowest, step = known, before.step if before.lowest_step is None else before.lowest_step
+        return self.model_copy(update={"file": file, "lowest": lowest, "lowest_step": step})
 
     def check(self, folder: Path) -> None:
         """Raise `InputError`, which says what is wrong, unless the file has the size and hash that were written."""

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from rsdmri.diffusion.batch import Batch
-from rsdmri.metrics.distribution import frechet_distance
+from rsdmri.metrics.distribution import frechet_distance, half_samples
 from rsdmri.metrics.features import Array
 from rsdmri.metrics.magnitude_features import SMALLEST, image_features
 from rsdmri.metrics.proximal import measured_again, measured_distances
 from rsdmri.metrics.spectrum import PowerSums, log_power_ratio, power_sums
 from rsdmri.physics.fourier import fft2c
+from rsdmri.runtime import numpy_generator
 from rsdmri.training.stage import BatchSource
 from rsdmri.training.validation import energy_distance, fixed_batches
 
 LOOKED_AT = 8  # samples whose nearest training slice is sought
+HALVES = 50  # half sets whose spread is the standard error
 
 Generate = Callable[[Batch, torch.Generator], Tensor]
 
@@ -45,6 +47,7 @@ class ProximalCheck:
 
         ``validation``: Frechet distance in `image_features` of A~^H (A~ x_g + n) to A~^H y, the lower the better.
         Images below 32 pixels: mean energy distance over the batches instead.
+        ``validation_error``: its standard error, from half sets or over the batches.
         ``spectrum``: root mean square over spatial frequencies of log10 of the power of samples over the measured one.
         ``nearest``: median over 8 samples of |A_j x_g - y_j| / |y_j| to the nearest training slice j.
         """
@@ -60,14 +63,22 @@ class ProximalCheck:
             measured.append(batch.shown.adjoint(batch.measured))
             sums.add(batch, operator.forward(images))
             nearest.add(batch, images)
-        found = {"validation": _distance(generated, measured), "spectrum": sums.found(), "nearest": nearest.found()}
+        distance, error = _distance(generated, measured)
+        found = {"validation": distance, "validation_error": error}
+        found |= {"spectrum": sums.found(), "nearest": nearest.found()}
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def _distance(generated: list[Tensor], measured: list[Tensor]) -> float:
+def _distance(generated: list[Tensor], measured: list[Tensor]) -> tuple[float, float]:
+    """Distance and standard error."""
     if min(min(images.shape[1:]) for images in measured) < SMALLEST:
-        return float(np.mean([energy_distance(g, m) for g, m in zip(generated, measured, strict=True)]))
-    return frechet_distance(_features(generated), _features(measured))
+        each = [energy_distance(g, m) for g, m in zip(generated, measured, strict=True)]
+        return float(np.mean(each)), float(np.std(each, ddof=1) / len(each) ** 0.5) if len(each) > 1 else 0.0
+    a, b = _features(generated), _features(measured)
+    if len(a) < 4:
+        return frechet_distance(a, b), 0.0
+    halves = half_samples(len(a), len(b), generator=numpy_generator("proximal error"), repeats=HALVES)
+    return frechet_distance(a, b), float(np.std([frechet_distance(a[i], b[j]) for i, j in halves], ddof=1))
 
 
 def _features(batches: list[Tensor]) -> Array:

@@ -87,7 +87,9 @@ class Keeper:
                 self.folder.rewind_metrics(self.stage.name, step)
         return self._report(step, elapsed)
 
-    def save(self, report: StepReport, validation: float | None = None, *, finished: bool = False) -> None:
+    def save(
+        self, report: StepReport, validation: float | None = None, error: float = 0.0, *, finished: bool = False
+    ) -> None:
         """Write the checkpoint of ``report``.
 
         Errors:
@@ -106,12 +108,12 @@ class Keeper:
             if self.processes.first:
                 if validation is None and report.step == self._saved:  # the same step again: it is known already
                     validation = self.record.generations[-1].validation
-                save_checkpoint(self.folder.checkpoints, self.stage.name, report.step, state, meta, validation)
+                save_checkpoint(self.folder.checkpoints, self.stage.name, report.step, state, meta, validation, error)
         self._saved, self.finished, self._start = report.step, finished, {}
 
-    def note_validation(self, validation: float) -> None:
+    def note_validation(self, validation: float, error: float = 0.0) -> None:
         """Record the validation loss of the newest checkpoint, which has none."""
-        note_validation(self.folder.checkpoints, self.stage.name, validation)
+        note_validation(self.folder.checkpoints, self.stage.name, validation, error)
 
     def unvalidated(self, step: int) -> bool:
         """Whether the checkpoint of ``step`` was saved before it could be validated."""
@@ -119,11 +121,11 @@ class Keeper:
         return bool(generations) and generations[-1].step == step and generations[-1].validation is None
 
     def best(self) -> Entry | None:
-        """The checkpoint of lowest validation loss so far."""
+        """The checkpoint to keep so far: that of lowest validation loss, see `Entry.gives_way`."""
         return self.record.best
 
     def load_best(self) -> Entry | None:
-        """Give the stage the state of lowest validation loss; None where there is none."""
+        """Give the stage the state of `best`; None where there is none."""
         best = self.best()
         saved = None if best is None else best_checkpoint(self.folder.checkpoints, self.stage.name)
         if saved is not None:

@@ -200,14 +200,14 @@ class Trainer:
             return self.source.batches(count, *key, positions=positions)
 
     def _validate(self, stage: Stage, keeper: Keeper, report: StepReport) -> dict[str, float]:
-        """The validation loss and the step of the lowest one so far, for the log; a signal need not wait for it."""
+        """The validation loss and the step to keep so far, for the log; a signal need not wait for it."""
         with self.stop.at_once():
             self.source.slices.left_out = self._draws.left_out(max(0, report.step - 1))
             found = stage.validate()
         if "validation" not in found:
             return found
-        best, value = keeper.best(), found["validation"]
-        beaten = best is None or best.validation is None or best.step >= report.step or value < best.validation
+        best, error = keeper.best(), found.get("validation_error", 0.0)
+        beaten = best is None or best.step >= report.step or best.gives_way(found["validation"], error)
         return found | {"best": report.step if beaten or best is None else best.step}
 
     def _at_a_loss(self, stage: Stage, keeper: Keeper, report: StepReport) -> bool:
@@ -216,9 +216,10 @@ class Trainer:
         if stage.name != "prior" or patience == 0 or report.step % every:
             return False
         best = keeper.best() if self.processes.first else None
-        over = best is not None and report.step - best.step >= patience * every
-        if over and best is not None and report.metrics:
-            self.say(f"{stage.name}: no better than at step {best.step} for {patience} checkpoints; ending here")
+        lowest = None if best is None else best.lowest_step or best.step
+        over = lowest is not None and report.step - lowest >= patience * every
+        if over and report.metrics:
+            self.say(f"{stage.name}: no better than at step {lowest} for {patience} checkpoints; ending here")
         return any(self.processes.largest(over))
 
     def _catch_up(self, stage: Stage, keeper: Keeper, report: StepReport) -> None:
@@ -229,7 +230,7 @@ class Trainer:
         if found:
             self._log(stage, report, found)
         if "validation" in found:
-            keeper.note_validation(found["validation"])
+            keeper.note_validation(found["validation"], found.get("validation_error", 0.0))
 
     def _save_at_stop(self, stage: Stage, keeper: Keeper, report: StepReport) -> str:
         try:
@@ -256,7 +257,7 @@ class Trainer:
             if not due:
                 self.stop.check()
         if due:
-            keeper.save(report, extra.get("validation"), finished=last)
+            keeper.save(report, extra.get("validation"), extra.get("validation_error", 0.0), finished=last)
             with self.processes.together():
                 self.stop.check()
         return extra

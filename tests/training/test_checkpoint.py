@@ -303,6 +303,17 @@ def test_the_lowest_validation_loss_is_kept(tmp_path, monkeypatch, linked):
     assert best_checkpoint(tmp_path, "prior") is None
 
 
+def test_of_checkpoints_that_cannot_be_told_apart_the_latest_is_kept(tmp_path):
+    """Within its own error of the lowest of all, so that many small steps upwards do not add up."""
+    found = {10: (3.0, 0.5, 10), 20: (1.0, 0.2, 20), 30: (1.15, 0.2, 30), 40: (1.15, 0.1, 30), 50: (1.3, 0.2, 30)}
+    for step, (loss, error, kept) in (found | {60: (1.19, 0.2, 60), 70: (0.9, 0.0, 70)}).items():
+        save_checkpoint(tmp_path, "prior", step, tensors(step), {})
+        note_validation(tmp_path, "prior", loss, error)
+        best = read_manifest(tmp_path).stage("prior").best
+        assert best.step == best_checkpoint(tmp_path, "prior").meta["step"] == kept
+        assert (best.lowest, best.lowest_step) == {10: (3.0, 10), 70: (0.9, 70)}.get(step, (1.0, 20))
+
+
 def test_the_best_is_the_last_resort(tmp_path):
     for step, loss in {10: 1.0, 20: 2.0, 30: 3.0}.items():
         save_checkpoint(tmp_path, "teacher", step, tensors(step), {}, validation=loss)

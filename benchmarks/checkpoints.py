@@ -3,8 +3,8 @@
     python benchmarks/checkpoints.py [RESULTS] [--figure FILE]    # table on stdout, figure into recipes/results
 
 From the rows of ``experiments.py``. The proximal distance (generated against measured slices, both corrupted) picks the
-checkpoint; the distance to clean images only says afterwards how well. Rank correlation is Spearman's over the
-checkpoints of a run.
+checkpoint, as `Entry.gives_way` says; the distance to clean images only says afterwards how well. Rank correlation is
+Spearman's over the checkpoints of a run.
 """
 
 import argparse
@@ -56,8 +56,17 @@ def correlation(row: Row) -> float:
 
 
 def kept(row: Row) -> float:
-    """Distance to clean images of the checkpoint with the least proximal distance."""
-    return float(min(row["checkpoints"], key=lambda point: point["proximal"])["clean"])
+    """Distance to clean images of the checkpoint that was kept.
+
+    That is the latest within its error of the least proximal distance. Rows without errors are of runs that kept the
+    least.
+    """
+    lowest, found = float("inf"), 0.0
+    for point in row["checkpoints"]:
+        if point["proximal"] < lowest + point.get("error", 0.0):
+            found = point["clean"]
+        lowest = min(lowest, point["proximal"])
+    return found
 
 
 def panels(rows: Sequence[Row]) -> dict[str, list[Row]]:

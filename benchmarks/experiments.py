@@ -49,7 +49,7 @@ TRIED = {
     "inpainting-80": ("prior.learning_rate=5e-5", "prior.steps=400"),
     "denoising-0.2": ("prior.steps=960",),
 }
-CHECKPOINT = {"images": "images", "proximal": "validation", "clean": "clean"}
+CHECKPOINT = {"images": "images", "proximal": "validation", "error": "validation_error", "clean": "clean"}
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,11 @@ def _row(assessment: Path) -> dict[str, Any]:
 def _checkpoints(metrics: Path) -> list[dict[str, Any]]:
     """Of a prior: images it was trained on, proximal distance to what was measured, Frechet distance to clean images.
 
-    Only the first of these two picks the checkpoint that is kept.
+    Only the first of these two, with its standard error, picks the checkpoint that is kept.
     """
     rows = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
     found = [row for row in rows if row.get("stage") == "prior" and "clean" in row]
-    return [{name: row[key] for name, key in CHECKPOINT.items()} for row in found]
+    return [{name: row[key] for name, key in CHECKPOINT.items() if key in row} for row in found]
 
 
 def _environment() -> dict[str, str]:

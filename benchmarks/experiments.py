@@ -44,11 +44,13 @@ COMPARED = (
     "prior.t_max=0.5",
     "prior.adversarial=0.01",
 )
-# Where the settings of all fell short: the same teacher, slower or longer.
-TRIED = {
-    "inpainting-80": ("prior.learning_rate=5e-5", "prior.steps=400"),
-    "denoising-0.2": ("prior.steps=960",),
-}
+# Where the settings of all fell short: the same teacher, slower or longer. (Teacher, seed, recipe, settings.)
+TRIED = (
+    ("inpainting-80", 0, "inpainting-80.toml", ("prior.learning_rate=5e-5", "prior.steps=400")),
+    ("r2", 0, COMPARED_RECIPE, ("acquisition.acceleration=2", "prior.steps=640")),
+    ("fourier-ambient", 1, COMPARED_RECIPE, ("prior.steps=640",)),
+    ("denoising-0.2", 0, "denoising-0.2.toml", ("prior.steps=960",)),
+)
 CHECKPOINT = {"images": "images", "proximal": "validation", "error": "validation_error", "clean": "clean"}
 
 
@@ -123,8 +125,8 @@ def priors() -> Iterator[Run]:
     for setting in COMPARED:
         name = "one-step-" + setting.removeprefix("prior.").replace("=", "-")
         yield Run("comparison", name, COMPARED_RECIPE, (setting,), of="fourier-ambient")
-    for name, settings in TRIED.items():
-        yield Run("tried", f"one-step-{name}-tried", f"{name}.toml", settings, of=name)
+    for name, seed, recipe, settings in TRIED:
+        yield Run("tried", f"one-step-{name}-tried", recipe, settings, seed, of=name)
 
 
 class Work:

@@ -113,8 +113,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=RECIPES / "results" / "checkpoints.png")
     arguments = parser.parse_args()
     rows = map(json.loads, arguments.results.read_text(encoding="utf-8").splitlines())
-    known = {(run.name, run.seed) for run in runs()}
-    usable = [r for r in rows if len(r.get("checkpoints", ())) >= LEAST and (r["run"], r["seed"]) in known]
+    order = [(run.name, run.seed) for run in runs()]
+    usable = [r for r in rows if len(r.get("checkpoints", ())) >= LEAST and (r["run"], r["seed"]) in order]
+    usable.sort(key=lambda row: order.index((row["run"], row["seed"])))
     if not usable:
         raise SystemExit(f"{arguments.results}: no prior with {LEAST} checkpoints; run experiments.py first")
     print(*table(usable), sep="\n")

@@ -143,7 +143,8 @@ def test_long_work_between_steps_does_not_keep_it(tmp_path, settings, where):
 import pathlib, time
 def wait():
     pathlib.Path({str(mark)!r}).touch()
-    time.sleep(100)
+    for _ in range(1000):  # a signal just before a single long sleep would wait for its end
+        time.sleep(0.1)
 {SLOW_WORK[where]}
 """
     config, run = settings("steps=2", "checkpoint_every=2", "workers=1"), tmp_path / "run"

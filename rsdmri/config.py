@@ -8,7 +8,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,7 @@ class Section(BaseModel):
 
 
 AnySection = TypeVar("AnySection", bound=Section)
+Level = Annotated[float, Field(gt=0, le=80)]  # standard deviation of noise per real number
 
 
 class SimulateConfig(Section):
@@ -203,11 +204,12 @@ class PriorConfig(Section):
 
 
 class PosteriorConfig(Section):
-    """The network of ``variant=amortised``: one evaluation is one draw, learnt from held-out lines."""
+    """The network of ``variant=amortised``, learnt from held-out lines: see `rsdmri.diffusion.amortised`."""
 
     start: Literal["teacher", "generator"] = Field("teacher", description="weights that it starts from")
-    level: float = Field(0.1, gt=0, le=80, description="noise level told to the network")
+    levels: tuple[Level, ...] = Field((0.1, 0.05, 0.05, 0.03), min_length=1, description="an evaluation each")
     trust: float = Field(0.05, ge=0, description="error per pixel its image is taken to have; 0: no data consistency")
+    held_out: float = Field(0.75, ge=0, le=1, description="most of the outer lines; 0: acquisition.further_drop")
     rows: int = Field(4, ge=0, description="image rows of a block whose joint law is scored; 0: all")
     steps: int = Field(2_000, ge=1)
     batch: int = Field(16, ge=1, description="images of a step, in all processes together")

@@ -47,6 +47,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "logging.tensorboard": ("off", "off"),
         "teacher.keep": ("best", "best"),
         "prior.keep": ("last", "last"),
+        "posterior.levels": ("[0.2, 0.1]", (0.2, 0.1)),
         "posterior.start": ("generator", "generator"),
         "posterior.average": ("power", "power"),
         "posterior.keep": ("best", "best"),

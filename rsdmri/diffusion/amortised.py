@@ -1,48 +1,75 @@
-"""Draws of the posterior by one evaluation of a network, and the score of held-out lines that it learns from.
+"""Draws of the posterior by few evaluations of a network, and the score of held-out lines that it learns from.
 
 Nothing but acquired samples is read: the network sees the lines of a further mask M~, its draws are measured again on
 the lines of M that M~ lacks, and a proper score compares their law with what was acquired there.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from rsdmri.diffusion.batch import Batch
-from rsdmri.diffusion.denoiser import Denoiser, given, ridge_inverse
+from rsdmri.diffusion.denoiser import Denoiser, ridge_inverse
 from rsdmri.physics.sense import Sense
 
 LEAST_WEIGHT = 0.1  # of the estimate against the data: what few conjugate-gradient iterations solve
 
 
 class PosteriorSampler(nn.Module):
-    """x(e) = one draw of p(x | y) from standard noise e, by one evaluation of a denoiser D at a fixed level s:
+    """x(e) = one draw of p(x | y) from standard noise e, by a denoiser D at fixed levels s_1, ..., s_K.
 
-        u = A^H y + (s^2 / sd) e,   x_0 = D(u, M, s),   x = argmin |A x - y|^2 / s_y^2 + |x - x_0|^2 / trust^2.
+    Each level improves an estimate x of the mean, but the last, which draws; the first starts from none:
 
-    No noise is added to the samples, which would lose what they say. With lambda = s^2 / sd^2, D of the ``operator``
-    form starts from r = (A^H A + lambda)^-1 u, the minimiser of |A r - y|^2 / s^2 + |r - sd e|^2 / sd^2: y where lines
-    were acquired, and a draw of white images of the right size where none were. The level told to D is s or the noise
-    of the samples, whichever is higher.
+        r = (A^H A + s^2 / sd^2)^-1 (A^H y + (s^2 / sd) e)   at the first level, where K > 1 without e,
+        r = x                                                at others,  r = x + s e at the last,
+        x_0 = r + sd F(r, M, s),   x = argmin |A x - y|^2 / s_y^2 + |x - x_0|^2 / trust^2.
+
+    The first line and x_0 are D of the ``operator`` form. No noise is added to the samples, which would lose what they
+    say: with K = 1, r is the minimiser of |A r - y|^2 / s^2 + |r - sd e|^2 / sd^2: y where lines were acquired, and a
+    draw of white images of the right size where none were. All draws of a scan share `estimate`, so that n of them take
+    K - 1 + n evaluations. The level told to D is s or the noise of the samples, whichever is higher.
 
     Args:
         denoiser: the network, of the ``operator`` preconditioning.
-        level: s.
+        levels: s_1, ..., s_K.
         trust: error per pixel that x_0 is taken to have; 0 leaves out the last step. The weight s_y^2 / trust^2 of x_0
             is at least 0.1.
         digest: sha256 of the file of the weights.
 
     Errors:
-        ValueError: another preconditioning.
+        ValueError: another preconditioning, no level.
     """
 
-    def __init__(self, denoiser: Denoiser, level: float, trust: float, digest: str = ""):
+    def __init__(self, denoiser: Denoiser, levels: Sequence[float], trust: float, digest: str = ""):
         super().__init__()
         if denoiser.preconditioning != "operator":
             raise ValueError(f"denoiser: expected operator preconditioning, got {denoiser.preconditioning}")
-        self.denoiser, self.level, self.trust, self.digest = denoiser, level, trust, digest
+        if not levels:
+            raise ValueError("levels: expected at least one")
+        self.denoiser, self.levels, self.trust, self.digest = denoiser, tuple(levels), trust, digest
+
+    def evaluations(self, draws: int) -> int:
+        """Network evaluations of ``draws`` of one scan."""
+        return len(self.levels) - 1 + draws
+
+    def estimate(
+        self, kspace: Tensor, operator: Sense, sigma_y: Tensor, conditions: Tensor | None = None
+    ) -> Tensor | None:
+        """What all draws of a scan share, ``(batch, y, x)``; None where there is one level. Args of `forward`."""
+        found = None
+        for level in self.levels[:-1]:
+            found = self._step(kspace, operator, sigma_y, level, found, None, conditions)
+        return found
 
     def forward(
-        self, kspace: Tensor, operator: Sense, sigma_y: Tensor, noise: Tensor, conditions: Tensor | None = None
+        self,
+        kspace: Tensor,
+        operator: Sense,
+        sigma_y: Tensor,
+        noise: Tensor,
+        conditions: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Return one draw of each item, ``(batch, y, x)``.
 
@@ -52,15 +79,35 @@ class PosteriorSampler(nn.Module):
             sigma_y: standard deviation of the noise in each real number of y, ``(batch,)``.
             noise: e, standard noise of images ``(batch, y, x)``.
             conditions: of the scans, see `Denoiser.forward`.
+            start: what `estimate` returned; None: it is made here.
         """
-        seen, sigma = operator.adjoint(kspace), sigma_y.clamp_min(self.level)
-        start = seen + (sigma**2 / self.denoiser.sigma_data)[:, None, None] * noise
-        estimate: Tensor = given(self.denoiser, conditions)(start, operator, sigma)
+        if start is None:
+            start = self.estimate(kspace, operator, sigma_y, conditions)
+        return self._step(kspace, operator, sigma_y, self.levels[-1], start, noise, conditions)
+
+    def _step(
+        self,
+        kspace: Tensor,
+        operator: Sense,
+        sigma_y: Tensor,
+        level: float,
+        estimate: Tensor | None,
+        noise: Tensor | None,
+        conditions: Tensor | None,
+    ) -> Tensor:
+        """The estimate after one level."""
+        seen, sigma, denoiser = operator.adjoint(kspace), sigma_y.clamp_min(level), self.denoiser
+        if estimate is None:
+            weight = (sigma**2 / denoiser.sigma_data)[:, None, None]
+            start = seen if noise is None else seen + weight * noise
+            found: Tensor = denoiser(start, operator, sigma, conditions)
+        else:
+            base = estimate if noise is None else estimate + sigma[:, None, None] * noise
+            found = denoiser.refined(base, operator, sigma, conditions)
         if self.trust == 0:
-            return estimate
+            return found
         weight = (2 * (sigma_y / self.trust) ** 2).clamp_min(LEAST_WEIGHT)
-        left = seen - operator.normal(estimate)
-        return estimate + ridge_inverse(left, operator, weight, self.denoiser.iterations)
+        return found + ridge_inverse(seen - operator.normal(found), operator, weight, denoiser.iterations)
 
 
 def held_out_score(
@@ -78,7 +125,8 @@ def held_out_score(
     - the law given all of M, which a reconstruction shows: the network has seen masks of M~'s density, M is denser by
       what is held out, and means and spreads are other ones there. A linear network, which cannot tell the two apart,
       has three times the variance on the lines still missing in the tests' problem; others carry over as far as masks
-      of varying density in the training set taught them to. ``acquisition.further_drop`` = 1 brings M~ nearest to M.
+      of varying density taught them to, which is why ``posterior.held_out`` lets each slice lose another number of
+      lines, down to one.
 
     Args:
         sampler: draws.
@@ -91,8 +139,10 @@ def held_out_score(
     if not (isinstance(operator, Sense) and isinstance(shown, Sense)):
         raise ValueError("batch: expected k-space with coil maps, got images")
     level = batch.sigma_y[:, None, None, None]
+    scan = batch.measured, shown, batch.sigma_y
+    start = sampler.estimate(*scan, batch.conditions)
     first, second = (
-        operator.forward(sampler(batch.measured, shown, batch.sigma_y, e, batch.conditions)) + level * n
+        operator.forward(sampler(*scan, e, batch.conditions, start)) + level * n
         for e, n in zip(images, noise, strict=True)
     )
     return energy_score(first, second, batch.measured, batch.mask & ~batch.further_mask, rows)

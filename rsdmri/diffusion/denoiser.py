@@ -102,19 +102,34 @@ class Denoiser(nn.Module):
             sigma: noise level per item, ``(batch,)``.
             conditions: what is known of the scans, ``(batch, 2)``, see `rsdmri.diffusion.conditions`; None: nothing.
         """
-        data = self.sigma_data
-        total, ratio = torch.sqrt(sigma**2 + data**2), (sigma / data) ** 2
+        data, total, ratio = self.sigma_data, self._total(sigma), (sigma / self.sigma_data) ** 2
         if self.preconditioning == "operator":
-            base = ridge_inverse(u, operator, ratio, self.iterations)
-            inputs, outer = _scaled(base, (1 + ratio) / total), data.expand_as(sigma)
-        else:
-            base, inputs, outer = _scaled(u, (data / total) ** 2), _scaled(u, 1 / total), sigma * data / total
-        estimate = base + _scaled(self._network(inputs, operator.mask, sigma, conditions), outer)
+            return self.refined(ridge_inverse(u, operator, ratio, self.iterations), operator, sigma, conditions)
+        change = self._network(_scaled(u, 1 / total), operator.mask, sigma, conditions)
+        estimate = _scaled(u, (data / total) ** 2) + _scaled(change, sigma * data / total)
         if self.preconditioning == "consistent":
             estimate = within_support(estimate, operator)
             left = u - operator.normal(estimate)
             estimate = estimate + ridge_inverse(left, operator, ratio.clamp_min(_LEAST_RATIO), self.iterations)
         return within_support(estimate, operator)
+
+    def refined(self, base: Tensor, operator: Acquisition, sigma: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Return r + sd F((1 + lambda) r / sqrt(s^2 + sd^2), M~, c_noise) of the ``operator`` form for any image r.
+
+        Args:
+            base: r, ``(batch, y, x)``.
+            operator: A~; its mask and the support of its maps are used.
+            sigma: noise level told to the network, ``(batch,)``.
+            conditions: as of `forward`.
+        """
+        data = self.sigma_data
+        inputs = _scaled(base, (1 + (sigma / data) ** 2) / self._total(sigma))
+        change = self._network(inputs, operator.mask, sigma, conditions)
+        return within_support(base + _scaled(change, data.expand_as(sigma)), operator)
+
+    def _total(self, sigma: Tensor) -> Tensor:
+        """Standard deviation of noisy images per real number."""
+        return torch.sqrt(sigma**2 + self.sigma_data**2)
 
     def _network(self, image: Tensor, mask: Tensor, sigma: Tensor, conditions: Tensor | None) -> Tensor:
         channels = to_channels(image) if image.is_complex() else image[:, None]

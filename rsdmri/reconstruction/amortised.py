@@ -1,4 +1,4 @@
-"""Reconstruction by one evaluation a draw, of a network that was trained for it."""
+"""Reconstruction by one evaluation a draw and a few for all draws, of a network that was trained for it."""
 
 import copy
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ def amortised(
     generators: Sequence[torch.Generator],
     settings: AmortisedSettings | None = None,
     conditions: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """One draw of each item, ``(batch, y, x)``, by one evaluation of the network and a proximal step on the data.
 
@@ -34,14 +35,24 @@ def amortised(
         sampler: trained by ``rsdmri train --stage posterior``.
         measured: y, A and the noise of each item.
         generators: random stream of each item.
-        settings: level and trust, where they are to differ from those of the training.
+        settings: trust, where it is to differ from that of the training.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
+        start: of `shared_estimate`, which all draws of a scan have in common; None: it is made here.
     """
     settings = settings or AmortisedSettings()
     own = copy.copy(sampler)
-    own.level = sampler.level if settings.level is None else settings.level
     own.trust, trust = 0.0, sampler.trust if settings.trust is None else settings.trust
     with torch.no_grad():
         noise = item_noise(generators)(measured.blank)
-        images: Tensor = own(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), noise, conditions)
+        if start is None:
+            start = shared_estimate(sampler, measured, conditions)
+        images: Tensor = own(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), noise, conditions, start)
         return images if trust == 0 else measured.agreeing(images, trust)
+
+
+def shared_estimate(
+    sampler: PosteriorSampler, measured: Measurements, conditions: Tensor | None = None
+) -> Tensor | None:
+    """What all draws of a scan start from, ``(batch, y, x)``; None where the network was trained without it."""
+    with torch.no_grad():
+        return sampler.estimate(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), conditions)

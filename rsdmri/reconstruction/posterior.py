@@ -73,7 +73,8 @@ def draw(
         measured: y, A and the noise of each item.
         settings: of `adps`, `diffpir`, `proximal`, `fit_latent` or `amortised`.
         generators: random stream of each item.
-        start: image that a draw starts from, where ``settings.start`` names one; None: 0.
+        start: image that a draw starts from, where ``settings.start`` names one, or the `shared_estimate` of variant
+            ``amortised``; None: 0, and that estimate is made.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
     """
     coil_noise = prior.bank.coil_noise
@@ -102,7 +103,14 @@ def draw(
         case LatentSettings():
             return _latent(prior, measured, settings, generators, start, conditions)
         case AmortisedSettings():
-            return amortised(prior.posterior, measured, generators=generators, settings=settings, conditions=conditions)
+            return amortised(
+                prior.posterior,
+                measured,
+                generators=generators,
+                settings=settings,
+                conditions=conditions,
+                start=start,
+            )
         case _:
             raise ValueError(f"settings: expected those of a method that draws, got {type(settings).__name__}")
 

@@ -6,11 +6,11 @@ times as long.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from rsdmri.config import Section, parse_value, validated
+from rsdmri.config import Level, Section, parse_value, validated
 from rsdmri.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
 from rsdmri.errors import InputError
 from rsdmri.reconstruction import classical
@@ -19,7 +19,6 @@ Start = Literal["noise", "sense", "l1-wavelet"]
 Lines = Literal["all", "acquired"]
 Network = Literal["teacher", "generator"]
 TRIAL = 4  # evaluations whose time is taken for that of a whole run's, see `rsdmri.workflows.budget`
-Level = Annotated[float, Field(gt=0, le=SIGMA_MAX)]
 
 
 class MethodSettings(Section):
@@ -163,14 +162,13 @@ class AmortisedSettings(DrawSettings):
 
     variant: Literal["amortised"] = "amortised"
     start: Literal["noise"] = "noise"
-    level: Level | None = Field(None, description="noise level told to the network; left out: the trained one")
     trust: float | None = Field(
         None, ge=0, description="error per pixel that its image is taken to have; 0: no data consistency"
     )
 
     @property
     def evaluations(self) -> int:
-        """One."""
+        """One, beside those of the estimate that all draws share (`PosteriorSampler.evaluations`)."""
         return 1
 
 

@@ -1,4 +1,4 @@
-"""A network of which one evaluation is one draw of the posterior, fine-tuned on held-out acquired lines."""
+"""A network that draws from the posterior in few evaluations, fine-tuned on held-out acquired lines."""
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class PosteriorStage(SingleStage[PosteriorSampler]):
         held_out: BatchSource | None = None,
     ):
         self.settings = config.posterior
-        sampler = PosteriorSampler(denoiser.requires_grad_(True), self.settings.level, self.settings.trust)
+        sampler = PosteriorSampler(denoiser.requires_grad_(True), self.settings.levels, self.settings.trust)
         super().__init__(config, self.settings, sampler, batches, shards, held_out)
         compiled(denoiser, config.network.compile)
 

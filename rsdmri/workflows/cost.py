@@ -156,8 +156,12 @@ def operations(config: Config, stage: StageName, size: SliceSize, cost: NetworkC
         extra = _DESCENT * cost.forward + _DEEPER * learn if config.teacher.consistency else 0
         return Operations(learn + extra, _teacher_physics(config, size) * (_DESCENT + _DEEPER + 1 if extra else 1))
     if stage == "posterior":  # two draws, each made consistent with the data
-        drawn = _normal(size) + 3 * _transform(size) + 3 * _inverse(config, size, gradient=False)
-        return Operations(2 * learn, 2 * drawn)
+        passes = len(config.posterior.levels) + 1  # draws share all but the last
+        agreeing = _normal(size) + 2 * _inverse(config, size, gradient=False)
+        starts = passes if passes > 2 else 2
+        return Operations(
+            passes * learn, passes * agreeing + 6 * _transform(size) + starts * _inverse(config, size, gradient=False)
+        )
     against = discriminator_cost(config, size)
     game = 0 if against is None else _PLAY * against.forward
     scores = {"sid": learn + 2 * passed, "dmd": learn + 2 * cost.forward, "sds": learn + cost.forward, "ambient-gan": 0}
@@ -217,7 +221,7 @@ def memory(
     saved = cost.saved * (0.5 if half else 1.0)
     evaluations = {"sid": 4, "ambient-gan": 1}.get(config.prior.objective, 2) if stage == "prior" else 1
     if stage == "posterior":
-        evaluations = 2
+        evaluations = len(config.posterior.levels) + 1
     if stage == "teacher" and config.teacher.consistency:
         evaluations += _DEEPER
     pixels = 8 * size.height * size.width

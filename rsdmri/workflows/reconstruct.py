@@ -185,7 +185,7 @@ def _finished(
         "noise_source": work.noise.source,
         "samples": work.samples,
         "settings": work.settings.model_dump_json(),
-        "evaluations": work.settings.evaluations * work.samples,
+        "evaluations": _evaluations(work),
         "seed": work.seed,
         "source_sha256": digest(scan.kspace),
         **_sampler_facts(work),
@@ -219,6 +219,13 @@ def _finished(
         acquisition=scan.acquisition,
         held_out=trust.check,
     )
+
+
+def _evaluations(work: SliceWork) -> int:
+    """Network evaluations of one image."""
+    if work.prior is not None and isinstance(work.settings, AmortisedSettings):
+        return work.prior.posterior.evaluations(work.samples)
+    return work.settings.evaluations * work.samples
 
 
 def _sampler_facts(work: SliceWork) -> dict[str, str]:

@@ -16,10 +16,12 @@ from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.priors import Prior
 from rsdmri.reconstruction import classical
+from rsdmri.reconstruction.amortised import shared_estimate
 from rsdmri.reconstruction.consistency import Measurements
 from rsdmri.reconstruction.posterior import ambient_one_step, draw
 from rsdmri.reconstruction.settings import (
     AdpsSettings,
+    AmortisedSettings,
     DrawSettings,
     LatentSettings,
     MethodSettings,
@@ -191,7 +193,11 @@ class SliceWork:
         settings = self.settings
         if not isinstance(settings, DrawSettings):
             raise ValueError(f"settings: {type(settings).__name__} are of no method that draws")
-        start = self._start(settings.start, operator, kspace, sigma_y)
+        if isinstance(settings, AmortisedSettings):
+            measured = Measurements(operator, kspace, sigma_y)
+            start = shared_estimate(_given(self.prior).posterior, measured, self._conditions(len(indices)))
+        else:
+            start = self._start(settings.start, operator, kspace, sigma_y)
         pairs = [(position, number) for position in range(len(indices)) for number in range(self.samples)]
         drawn = []
         for chunk in chunks(pairs, self._at_once(settings, kspace)):

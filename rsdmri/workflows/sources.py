@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsdmri.config import Config, CorruptionConfig
-from rsdmri.data.dataset import TrainingSlices
+from rsdmri.data.dataset import SliceRef, TrainingSlices
 from rsdmri.data.remote import name_of
 from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.diffusion.batch import Batch
@@ -129,13 +129,17 @@ class KspaceSource:
     def __init__(self, config: Config, slices: TrainingSlices, device: torch.device):
         self.config, self.slices, self.device = config, slices, device
         self._noisy = config.objective == "fourier-ambient"
+        self._held_out = 0.0
         if config.data.strip and any(len(ref.mask) > 1 for ref in slices.slices):
             raise InputError("data.strip: some scans have masks of points, and rows are only apart in whole lines")
 
-    def with_noise(self) -> "KspaceSource":
-        """The same slices, whose batches say how noisy they are, whatever the teacher's objective takes them for."""
+    def for_posterior(self) -> "KspaceSource":
+        """The same slices for `held_out_score`: with their noise, whatever the teacher's objective takes them for.
+
+        Further masks drop up to ``posterior.held_out`` of the lines outside the centre, each a number of its own.
+        """
         other = copy.copy(self)
-        other._noisy = True
+        other._noisy, other._held_out = True, self.config.posterior.held_out
         return other
 
     def __len__(self) -> int:
@@ -155,8 +159,7 @@ class KspaceSource:
         items = drawn_items(self.config, self.slices, count, own, *key)
         refs = [self.slices.slices[item] for item in items]
         mask = torch.stack([ref.mask for ref in refs])
-        drop, acs = self.slices.further_drop(refs[0]), self.slices.acs_of(refs[0])
-        shown = masks.further_mask(mask, drop, acs=acs, generator=torch_generator("further", *key))
+        shown = self._further(mask, refs[0], torch_generator("further", *key))
         mask, shown = mask[own], shown[own]
         prepared = [self.slices[items[position]] for position in own]
         noise = torch.tensor([p.sigma_y / math.sqrt(2) if self._noisy else 0.0 for p in prepared])
@@ -168,6 +171,16 @@ class KspaceSource:
         known = drawn_conditions(self.config, self.slices, items, *key)
         known = None if known is None else known[own]
         return Batch(kspace, maps, mask, shown, noise, known).to(self.device)
+
+    def _further(self, mask: Tensor, ref: SliceRef, generator: torch.Generator) -> Tensor:
+        """Further masks of ``mask`` ``(batch, 1 or y, x)``; ``ref`` is one of its slices."""
+        drop, acs = self.slices.further_drop(ref), self.slices.acs_of(ref)
+        if self._held_out == 0:
+            return masks.further_mask(mask, drop, acs=acs, generator=generator)
+        centre = masks.further_mask(mask, mask[0].numel(), acs=acs, generator=None)
+        most = (mask.sum((1, 2)) - centre.sum((1, 2))) * self._held_out
+        drops = (torch.rand(len(mask), generator=generator) * most).ceil().clamp_min(1).long()
+        return masks.further_mask(mask, drops, acs=acs, generator=generator)
 
     def bank(self, drop: int) -> Acquisitions:
         """Acquisitions of up to 64 slices of the commonest shape, within 48 MB."""

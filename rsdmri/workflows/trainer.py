@@ -126,7 +126,7 @@ class Trainer:
         """Fine-tune what the finished prior or teacher left, on slices whose noise is known."""
         settings = self.config.posterior
         denoiser, training = self._teacher() if settings.start == "teacher" else self._generator()
-        self.source, self.held_out = _with_noise(self.source), _with_noise(self.held_out)
+        self.source, self.held_out = _for_posterior(self.source), _for_posterior(self.held_out)
         stage = PosteriorStage(self.config, denoiser, self._batches, self.shards, self.held_out.batches)
         schedule = Schedule(self._steps("posterior", budget.posterior), budget.posterior)
         facts = self._train(stage, schedule, "Training posterior", settings.keep)
@@ -337,5 +337,5 @@ class Trainer:
         return facts if best is None else facts | {"best_step": best.step, "best_validation": best.validation}
 
 
-def _with_noise(source: Source) -> Source:
-    return source.with_noise() if isinstance(source, KspaceSource) else source
+def _for_posterior(source: Source) -> Source:
+    return source.for_posterior() if isinstance(source, KspaceSource) else source

@@ -137,7 +137,7 @@ def seen_loss_and_gradients(batch: Batch) -> tuple[list[Tensor], Tensor, list[Te
     denoiser, seen = network(), []
     denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     images, noise = noise_of(batch)
-    loss = held_out_score(PosteriorSampler(denoiser, 0.1, 0.1), batch, images, noise, 2)
+    loss = held_out_score(PosteriorSampler(denoiser, (0.1,), 0.1), batch, images, noise, 2)
     return seen, loss, list(torch.autograd.grad(loss.sum(), list(denoiser.parameters())))
 
 
@@ -159,7 +159,7 @@ def test_nothing_unacquired_is_read_and_held_out_lines_are_not_shown():
 def test_items_do_not_feel_each_other():
     batch = batch_of()
     images, noise = noise_of(batch)
-    sampler = PosteriorSampler(network(), 0.1, 0.1)
+    sampler = PosteriorSampler(network(), (0.1,), 0.1)
     together = held_out_score(sampler, batch, images, noise, 4)
     own = slice(1, 2)
     alone = held_out_score(sampler, batch[own], (images[0][own], images[1][own]), (noise[0][own], noise[1][own]), 4)
@@ -173,7 +173,9 @@ def test_the_last_step_is_the_proximal_one():
     denoiser.iterations = 100
     trust = 0.25
     raw, agreed = (
-        PosteriorSampler(denoiser, 0.1, t)(batch.measured, batch.operator, batch.sigma_y, noise)[0].detach().reshape(-1)
+        PosteriorSampler(denoiser, (0.1,), t)(batch.measured, batch.operator, batch.sigma_y, noise)[0]
+        .detach()
+        .reshape(-1)
         for t in (0, trust)
     )
     matrix = sense_matrix(batch.maps[0].numpy(), batch.mask[0].numpy())
@@ -184,12 +186,47 @@ def test_the_last_step_is_the_proximal_one():
     np.testing.assert_allclose(agreed.numpy(), expected, atol=2e-5)
 
 
+def test_levels_after_the_first_refine_and_the_last_draws():
+    """Against the formula of each level, with the network called by hand."""
+    batch = batch_of(noise=0.01)
+    (noise, _), _ = noise_of(batch)
+    denoiser, scan = network(), (batch.measured, batch.operator, batch.sigma_y)
+    data = denoiser.sigma_data
+    base = ridge_inverse(batch.operator.adjoint(batch.measured), batch.operator, (0.2 / data).square().expand(3), 6)
+    for level, fresh in ((0.2, 0), (0.1, 0), (0.05, noise)):
+        base = base + level * fresh
+        sigma = torch.full((3,), level)
+        inputs = base * (1 + (level / data) ** 2) / (level**2 + data**2).sqrt()
+        planes = [inputs.real, inputs.imag, batch.mask.float().expand(-1, 8, -1)]
+        change = torch.view_as_complex(
+            denoiser.network(torch.stack(planes, 1), sigma.log() / 4).movedim(1, -1).contiguous()
+        )
+        base = base + data * change
+    sampler = PosteriorSampler(denoiser, (0.2, 0.1, 0.05), 0)
+    torch.testing.assert_close(sampler(*scan, noise), base, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sampler(*scan, noise, start=sampler.estimate(*scan)), base, rtol=1e-4, atol=1e-5)
+    assert sampler.evaluations(8) == 10
+    assert PosteriorSampler(denoiser, (0.2,), 0).estimate(*scan) is None
+
+
+def test_every_level_learns_and_draws_of_a_scan_share_the_estimate():
+    batch, denoiser = batch_of(), network()
+    sampler, (images, noise) = PosteriorSampler(denoiser, (0.2, 0.1), 0.1), noise_of(batch)
+    outputs = []
+    denoiser.network.register_forward_hook(lambda _, __, output: outputs.append(output))
+    loss = held_out_score(sampler, batch, images, noise, 2)
+    assert len(outputs) == 3
+    assert all(float(gradient.abs().max()) > 0 for gradient in torch.autograd.grad(loss.sum(), outputs))
+
+
 def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(ValueError, match="expected operator preconditioning, got published"):
-        PosteriorSampler(Denoiser(UNet(channels=(8,)), 0.5, "published"), 0.1, 0.1)
+        PosteriorSampler(Denoiser(UNet(channels=(8,)), 0.5, "published"), (0.1,), 0.1)
     images = Batch(*[torch.zeros(1, 4, 4), None], *[torch.ones(1, 4, 4, dtype=torch.bool)] * 2, torch.zeros(1))
+    with pytest.raises(ValueError, match="levels: expected at least one"):
+        PosteriorSampler(network(), (), 0.1)
     with pytest.raises(ValueError, match="expected k-space with coil maps"):
-        held_out_score(PosteriorSampler(network(), 0.1, 0.1), images, (), (), 1)
+        held_out_score(PosteriorSampler(network(), (0.1,), 0.1), images, (), (), 1)
 
 
 HEIGHT, WIDTH, SIGMA = 2, 5, 0.05  # noise per real number
@@ -206,7 +243,7 @@ class Linear(nn.Module):
         self.register_buffer("sigma_data", torch.tensor(0.7))
         self.weight = nn.Parameter(torch.view_as_real(torch.eye(PIXELS, dtype=torch.complex64)))
 
-    def forward(self, u: Tensor, operator, sigma: Tensor) -> Tensor:
+    def forward(self, u: Tensor, operator, sigma: Tensor, conditions=None) -> Tensor:
         base = ridge_inverse(u, operator, (sigma / self.sigma_data) ** 2, self.iterations)
         return (base.flatten(1) @ torch.view_as_complex(self.weight).T).reshape(u.shape)
 
@@ -252,7 +289,7 @@ class Toy:
 @pytest.fixture(scope="module")
 def toy() -> tuple[Toy, PosteriorSampler]:
     """A linear network after 200 steps of the score."""
-    toy, sampler, steps = Toy(), PosteriorSampler(Linear(), 0.2, 0), 200
+    toy, sampler, steps = Toy(), PosteriorSampler(Linear(), (0.2,), 0), 200
     optimiser, generator = torch.optim.Adam(sampler.parameters(), lr=0.05), torch_generator("toy")
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 0.08 * (1 - step / steps)
@@ -279,7 +316,7 @@ def test_a_linear_network_learns_the_posterior_of_held_out_lines(toy):
         found = held @ own_gain @ shown, held @ own_covariance @ held.conj().T
         return [relative(a, b) for a, b in zip(found, expected, strict=True)]
 
-    untrained = errors(PosteriorSampler(Linear(), 0.2, 0))
+    untrained = errors(PosteriorSampler(Linear(), (0.2,), 0))
     assert min(untrained) > 0.9
     of_gain, of_covariance = errors(sampler)
     assert of_gain < 0.1

@@ -252,6 +252,17 @@ def test_further_masks_of_a_batch_differ_and_follow_their_generator():
     assert masks.acs_lines(first) >= 8
 
 
+def test_each_mask_of_a_batch_may_lose_a_number_of_its_own():
+    mask = torch.ones(4, 1, 16, dtype=torch.bool)
+    drops = torch.tensor([0, 3, 7, 30])
+    further = masks.further_mask(mask, drops, acs=4, generator=torch_generator(1))
+    assert (mask & ~further).sum((1, 2)).tolist() == [0, 3, 7, 12]
+    alike = masks.further_mask(mask, torch.full((4,), 5), acs=4, generator=torch_generator(1))
+    assert torch.equal(alike, masks.further_mask(mask, 5, acs=4, generator=torch_generator(1)))
+    with pytest.raises(ValueError, match="drop: expected 0 or more lines, got -1"):
+        masks.further_mask(mask, torch.tensor([1, -1, 1, 1]), acs=4, generator=torch_generator(1))
+
+
 def test_every_outer_line_is_equally_likely_to_go():
     mask = lines(20, *range(0, 20, 2), 9, 11)
     draws = 3000

@@ -77,7 +77,7 @@ def drawn(prior: Prior, settings: DrawSettings, data: Problem, *keys: int) -> Te
         data.measured,
         settings=settings,
         generators=generators,
-        start=data.operator.adjoint(data.kspace),
+        start=None if isinstance(settings, AmortisedSettings) else data.operator.adjoint(data.kspace),
     )
 
 
@@ -86,7 +86,7 @@ def prior(finished_run: Path) -> Prior:
     """A briefly trained one, with noise of k-space, which all of this has to cope with."""
     prior = load_prior(finished_run, "cpu")
     object.__setattr__(prior.bank, "coil_noise", True)
-    prior.posterior = PosteriorSampler(prior.denoiser, 0.1, 0.05)
+    prior.posterior = PosteriorSampler(prior.denoiser, (0.1,), 0.05)
     return prior
 
 
@@ -155,15 +155,20 @@ class Counting(nn.Module):
         self.calls += 1
         return self.inner(*arguments, **named)
 
+    def refined(self, *arguments: object) -> Tensor:
+        self.calls += 1
+        return self.inner.refined(*arguments)
+
 
 @every_method
 def test_evaluations_are_counted(finished_run: Path, settings: DrawSettings) -> None:
     prior = load_prior(finished_run, "cpu")
-    prior.posterior = PosteriorSampler(prior.denoiser, 0.1, 0.05)
+    prior.posterior = PosteriorSampler(prior.denoiser, (0.1, 0.05), 0.05)
     prior.posterior.denoiser = prior.denoiser = teacher = Counting(prior.denoiser)
     prior.generator.denoiser = student = Counting(prior.generator.denoiser)
     drawn(prior, settings, problem(2, 4, 32, 32), 0, 1)
-    assert teacher.calls + student.calls == settings.evaluations
+    shared = prior.posterior.evaluations(0) if isinstance(settings, AmortisedSettings) else 0
+    assert teacher.calls + student.calls == shared + settings.evaluations
     uses_student = isinstance(settings, LatentSettings) or getattr(settings, "network", "teacher") == "generator"
     assert (student.calls > 0) == uses_student
 
@@ -202,7 +207,7 @@ def test_shapes_that_do_not_fit_are_refused(prior: Prior) -> None:
     ("texts", "kind", "values"),
     [
         (["variant=latent", "rate=0.2", "start=sense"], LatentSettings, {"rate": 0.2, "start": "sense"}),
-        (["variant=amortised", "trust=0"], AmortisedSettings, {"level": None, "trust": 0.0}),
+        (["variant=amortised", "trust=0"], AmortisedSettings, {"trust": 0.0}),
         (["levels=[0.2, 0.1]", "trust = 1"], ProximalSettings, {"levels": (0.2, 0.1), "trust": 1.0}),
         ([], ProximalSettings, {"levels": (0.1, 0.05)}),
     ],
@@ -223,7 +228,7 @@ def test_settings_from_words(texts: list[str], kind: type[MethodSettings], value
         ("rsd", {"levels": [0.1, -1]}, "levels.1: .* greater than 0, got -1"),
         ("rsd", {"variant": "latent", "jitter": 1}, "latent: unknown key 'jitter'"),
         ("rsd", {"variant": "amortised", "start": "sense"}, "start: .*noise"),
-        ("rsd", {"variant": "amortised", "level": 0}, "level: .* greater than 0"),
+        ("rsd", {"variant": "amortised", "trust": -1}, "trust: .* greater than or equal to 0"),
         ("adps", {"start": "sense"}, "start: .*noise"),
         ("diffpir", {"renewal": 1.5}, "renewal: .* less than or equal to 1"),
         ("tv", {"factor": float("nan")}, "factor: .*finite"),

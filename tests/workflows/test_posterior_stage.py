@@ -18,6 +18,7 @@ from rsdmri.training.checkpoint import checkpoint_files, load_tensors
 from rsdmri.workflows.plan import open_slices
 from rsdmri.workflows.reconstruct import reconstruct
 from rsdmri.workflows.run_folder import RunFolder, read_metrics
+from rsdmri.workflows.sources import KspaceSource
 
 TINY = ("posterior.batch=4", "posterior.learning_rate=1e-3", "posterior.warmup=0")
 
@@ -59,7 +60,7 @@ def test_the_prior_of_the_run_is_what_it_was(tuned, finished_run):
     assert prior.kind == "prior"
     assert prior.digest == load_prior(finished_run, "cpu").digest
     assert prior.posterior is prior.posterior
-    assert (prior.posterior.level, prior.posterior.trust) == (0.1, 0.05)
+    assert (prior.posterior.levels, prior.posterior.trust) == ((0.1, 0.05, 0.05, 0.03), 0.05)
     assert load_prior(tuned / "teacher", "cpu").posterior.digest == prior.posterior.digest
     assert weights_digest(prior, ProximalSettings()) == prior.digest
     assert weights_digest(prior, AmortisedSettings()) == f"{prior.digest} {prior.posterior.digest}"
@@ -120,6 +121,20 @@ def test_what_was_not_acquired_cannot_change_a_posterior(tmp_path, tiny_settings
     assert [key for key in clean if not torch.equal(clean[key], other[key])] == []
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_lines_held_out_of_a_posteriors_batch(share, tiny_settings, simulated):
+    config = chosen(tiny_settings, simulated, f"posterior.held_out={share}", "simulate.noise=0.01")
+    source = KspaceSource(config, open_slices(config, simulated), torch.device("cpu")).for_posterior()
+    batch = source.batches(48, "key")
+    again = source.batches(48, "key", positions=[5, 7])
+    assert torch.equal(again.further_mask, batch.further_mask[[5, 7]])
+    assert float(batch.sigma_y.min()) > 0
+    held = (batch.mask & ~batch.further_mask).sum((1, 2))
+    outer = batch.mask.sum((1, 2)) - source.slices.acs_of(source.slices.slices[0])
+    assert set(held.tolist()) == {2} if share == 0 else bool(((held >= 1) & (held <= outer)).all())
+    assert share == 0 or len(set(held.tolist())) == int(outer.max())
+
+
 def test_a_posterior_may_start_from_the_generator(tmp_path, tiny_settings, simulated, finished_run):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
@@ -147,19 +162,18 @@ def test_posteriors_that_cannot_be_trained(tmp_path, settings, overrides, messag
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reconstruction_takes_one_evaluation_a_draw(tuned, simulated):
+def test_a_reconstruction_takes_one_evaluation_a_draw_and_three_for_all(tuned, simulated):
     scan = sorted(simulated.glob("*.h5"))[0]
     prior = load_prior(tuned, "cpu")
     how = {"prior": prior, "acceleration": 4, "samples": 3}
     result = reconstruct(scan, options={"variant": "amortised"}, **how)
-    assert result.attrs["evaluations"] == 3
+    assert result.attrs["evaluations"] == 3 + 3
     assert result.attrs["posterior_sha256"] == prior.posterior.digest
     assert result.scores["nmse"] < 0.5
-    told = {"variant": "amortised", "level": prior.posterior.level, "trust": prior.posterior.trust}
+    told = {"variant": "amortised", "trust": prior.posterior.trust}
     assert np.array_equal(result.complex_images, reconstruct(scan, options=told, **how).complex_images)
-    for other in ({"level": 0.3}, {"trust": 0}):
-        changed = reconstruct(scan, options={"variant": "amortised", **other}, **how)
-        assert not np.allclose(result.complex_images, changed.complex_images, atol=1e-4)
+    changed = reconstruct(scan, options={"variant": "amortised", "trust": 0}, **how)
+    assert not np.allclose(result.complex_images, changed.complex_images, atol=1e-4)
 
 
 def test_a_run_without_one_is_refused_in_a_line(finished_run, simulated):

@@ -195,11 +195,13 @@ def test_draws_follow_the_seed(scan, prior):
     assert reconstruct(scan, method="rsd", prior=prior, samples=1).std is None
 
 
-@pytest.mark.parametrize("method", [*DRAWN, "amortised"])
+@pytest.mark.parametrize("method", [*DRAWN, "amortised", "refined"])
 def test_a_draw_is_the_same_whatever_else_is_drawn(method, scan, prior, monkeypatch):
     stacks, options = [], FEW.get(method)
-    if method == "amortised":
-        prior.posterior, method, options = PosteriorSampler(prior.denoiser, 0.1, 0.05), "rsd", {"variant": method}
+    if method in ("amortised", "refined"):
+        levels = (0.1,) if method == "amortised" else (0.1, 0.05)
+        prior.posterior = PosteriorSampler(prior.denoiser, levels, 0.05)
+        method, options = "rsd", {"variant": "amortised"}
 
     def kept(draws):
         stacks.append(draws)

@@ -2,14 +2,18 @@
 
     python benchmarks/real_scans.py SCAN... --prior runs/NAME --panels FOLDER --json real.json
 
-Scores are against the root sum of squares of the full data, its noise included. Settings of the methods are those of
-``--options`` (JSON: settings by method), as a search on other scans found them; their defaults otherwise.
+Scores are against the root sum of squares of the full data, its noise included; in brackets how much of the object the
+90 % band holds, widened by held-out lines of the same scan, and the rank correlation of standard deviation and error.
+Settings of the methods are those of ``--options`` (JSON: settings by method), as a search on other scans found them;
+their defaults otherwise.
 """
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+import bands
 
 METHODS = ("sense", "l1-wavelet", "tv", "diffpir", "rsd")
 
@@ -19,13 +23,15 @@ def measured(scan: Any, method: str, acceleration: float | None, arguments: argp
     from rsdmri.workflows.reconstruct import reconstruct
 
     way = {"samples": arguments.samples, "seed": arguments.seed, "options": arguments.options.get(method)}
-    held_out = {} if acceleration is not None else {"held_out": 0.1}
     found = reconstruct(
-        scan, method=method, prior=prior, acceleration=acceleration, out_of_domain="warn", **way, **held_out
+        scan, method=method, prior=prior, acceleration=acceleration, out_of_domain="warn", held_out=0.1, **way
     )
     row = {"scan": scan.name, "method": method, "R": found.attrs["acceleration"], "nominal": acceleration}
     row |= {name: (found.scores or {}).get(name) for name in ("nrmse", "psnr", "ssim")}
-    row |= {name: found.attrs.get(name) for name in ("held_out_residual", "domain_distance", "out_of_domain")}
+    attributes = ("held_out_residual", "alarm", "interval_factor", "domain_distance", "out_of_domain", "evaluations")
+    row |= {name: found.attrs.get(name) for name in attributes}
+    if found.target is not None and found.quantiles is not None:
+        row |= bands.scores([found])
     return found, row | {"seconds": found.attrs["seconds_per_slice"]}
 
 
@@ -55,7 +61,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _cell(row: dict[str, Any]) -> str:
     if row["nrmse"] is not None:
-        return f"{row['nrmse']:.4f}, {row['ssim']:.4f}"
+        text = f"{row['nrmse']:.4f}, {row['ssim']:.4f}"
+        return f"{text} ({100 * row['coverage']:.0f} %, {row['rank']:.2f})" if "coverage" in row else text
     residual = row["held_out_residual"]
     return "not checked" if residual is None else f"held out {residual:.2f}"
 

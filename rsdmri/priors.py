@@ -93,11 +93,17 @@ class Prior:
         Errors:
             InputError: the prior is not in a run folder where one was trained.
         """
-        own = self.folder
-        if own is None or own.name not in ("prior", "teacher") or not (own.parent / "posterior/config.json").is_file():
-            where = "the run folder of this prior" if own is None else str(own.parent)
+        if self.folder is None or not self.has_posterior:
+            where = "the run folder of this prior" if self.folder is None else str(self.folder.parent)
             raise InputError(f"variant=amortised: no posterior network in {where}; run rsdmri train --stage posterior")
-        return load_posterior(own.parent / "posterior", self.device)
+        return load_posterior(self.folder.parent / "posterior", self.device)
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether there is that network."""
+        own = Path() if self.folder is None else self.folder
+        beside = own.name in ("prior", "teacher") and (own.parent / "posterior/config.json").is_file()
+        return beside or "posterior" in self.__dict__
 
     @property
     def device(self) -> torch.device:
@@ -278,13 +284,7 @@ def save_prior(
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "sigma_data": float(denoiser.sigma_data),
         "further_drop": bank.drop,
-        "sampling": {
-            "keep": bank.keep,
-            "real": bank.real,
-            "sigma_y": bank.sigma_y,
-            "coil_noise": bank.coil_noise,
-            "factor": bank.factor,
-        },
+        "sampling": {name: getattr(bank, name) for name in ("keep", "real", "sigma_y", "coil_noise", "factor")},
         "parameters": parameter_count(denoiser),
         "config": config.to_dict(),
         **facts,

@@ -4,7 +4,8 @@ All methods work per item and take any matrix size. A draw of an item depends on
 several draws of a slice are simply several items of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from rsdmri.reconstruction.settings import (
     Network,
     OneStepSettings,
     ProximalSettings,
+    method_settings,
 )
 
 
@@ -113,6 +115,19 @@ def draw(
             )
         case _:
             raise ValueError(f"settings: expected those of a method that draws, got {type(settings).__name__}")
+
+
+def chosen_settings(method: str, options: Mapping[str, Any] | None, prior: Prior | None) -> MethodSettings:
+    """`method_settings`; of rsd without a ``variant`` those of ``amortised`` where ``prior`` has its network.
+
+    That is the variant that measured best (recipes/reconstruction); ``options`` that only another one has ask for the
+    usual ``proximal``.
+    """
+    given = dict(options or {})
+    known = given.keys() <= AmortisedSettings.model_fields.keys()
+    if method == "rsd" and known and prior is not None and prior.has_posterior:
+        given = {"variant": "amortised", **given}
+    return method_settings(method, given)
 
 
 def weights_digest(prior: Prior, settings: MethodSettings) -> str:

@@ -21,8 +21,7 @@ from rsdmri.reconstruction.calibration import (
     interval_scores,
     save_calibration,
 )
-from rsdmri.reconstruction.posterior import weights_digest
-from rsdmri.reconstruction.settings import MethodSettings
+from rsdmri.reconstruction.posterior import chosen_settings, weights_digest
 from rsdmri.workflows.reconstruct import DRAWN, check_arguments, chosen_prior, reconstruct
 
 
@@ -61,8 +60,9 @@ def calibrate(
     Raises:
         InputError: too few scans, or one without a full image.
     """
-    settings = _checked(method, samples, options, level)
+    _check(method, samples, options, level)
     bare = _without_calibration(prior)
+    settings = chosen_settings(method, options, bare)
     way: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
     scores, before = [], []
     for scan in scans:
@@ -103,12 +103,12 @@ def calibrate_prior(
     return found
 
 
-def _checked(method: str, samples: int, options: Mapping[str, Any] | None, level: float) -> MethodSettings:
+def _check(method: str, samples: int, options: Mapping[str, Any] | None, level: float) -> None:
     if not 0 < level < 1:
         raise InputError(f"--level {level:g}: expected a share between 0 and 1, such as 0.9")
     if method not in DRAWN or samples < 2:
         raise InputError(f"--method {method}, --samples {samples}: at least 2 draws of {', '.join(DRAWN)} have a band")
-    return check_arguments(method, samples, options)
+    check_arguments(method, samples, options)
 
 
 def _measured(scan: Scan | str | os.PathLike[str], **way: Any) -> tuple[np.ndarray, float]:

@@ -22,6 +22,7 @@ from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.priors import Prior, load_prior, newest_prior
 from rsdmri.reconstruction.held_out import check_share
+from rsdmri.reconstruction.posterior import chosen_settings
 from rsdmri.reconstruction.settings import AmortisedSettings, MethodSettings, method_settings
 from rsdmri.runtime import prepare_process, select_device
 from rsdmri.workflows.coil_maps import with_calibration, with_maps
@@ -108,14 +109,14 @@ def reconstruct(
     Raises:
         InputError: one line on the argument or file that cannot be used.
     """
-    settings = check_arguments(method, samples, options, held_out)
+    check_arguments(method, samples, options, held_out)
     _check_sets(map_sets, method, given=maps is not None or calibration is not None)
     network, target_device = _prior_and_device(method, prior, device)
     scan = _with_coils(scan if isinstance(scan, Scan) else load_scan(scan, trust), maps, calibration, trust)
     started = time.monotonic()
     used, law = _used_mask(scan, acceleration, mask, center_fraction, seed)
     chosen, warnings, facts = chosen_method(method, network, scan, used, out_of_domain)
-    settings = settings if chosen == method else method_settings(chosen)
+    settings = chosen_settings(chosen, options if chosen == method else None, network)
     sets, learnt = None if map_sets == 1 else map_sets, network if chosen in LEARNT else None
     work = SliceWork(scan, used, chosen, learnt, samples, seed, target_device, sets, settings)
     work.run(advance)

@@ -19,7 +19,7 @@ from rsdmri.files import output_directory, safe_stem
 from rsdmri.priors import Prior
 from rsdmri.privacy import personal_kinds
 from rsdmri.progress import Bar, progress
-from rsdmri.reconstruction.posterior import weights_digest
+from rsdmri.reconstruction.posterior import chosen_settings, weights_digest
 from rsdmri.reconstruction.settings import method_settings
 from rsdmri.runtime import select_device
 from rsdmri.training.distributed import Processes, joined
@@ -109,6 +109,11 @@ class _Asked:
     force: bool
     say: Callable[[str], None]
 
+    def resolved(self, prior: Prior | None) -> "_Asked":
+        """The same with all settings of the method, as they are with this ``prior``."""
+        settings = chosen_settings(self.options["method"], self.options["options"], prior)
+        return replace(self, options=self.options | {"options": settings.model_dump(mode="json")})
+
     def request(self, prior: Prior | None) -> str:
         """Hash of all that decides a result besides the scan."""
         seconds = None if self.budget is None else self.budget.seconds
@@ -146,6 +151,7 @@ def _reconstruct_all(
     targets = _output_files(sources, out, formats, list(asked.files.values()))
     network = chosen_prior(prior, asked.ways["device"]) if asked.options["method"] in LEARNT else None
     device = select_device(asked.ways["device"]) if network is None else network.device
+    asked = asked.resolved(network)
     existed, alone = targets[0].folder.is_dir(), len(sources) == 1
     folder = output_directory(targets[0].folder)
     with joined(device, _PATIENCE) as processes, stop_on_signal() as stop:

@@ -17,6 +17,7 @@ from rsdmri.reconstruction.settings import AmortisedSettings, ProximalSettings
 from rsdmri.training.checkpoint import checkpoint_files, load_tensors
 from rsdmri.workflows.plan import open_slices
 from rsdmri.workflows.reconstruct import reconstruct
+from rsdmri.workflows.reconstruct_files import reconstruct_files
 from rsdmri.workflows.run_folder import RunFolder, read_metrics
 from rsdmri.workflows.sources import KspaceSource
 
@@ -174,6 +175,28 @@ def test_a_reconstruction_takes_one_evaluation_a_draw_and_three_for_all(tuned, s
     assert np.array_equal(result.complex_images, reconstruct(scan, options=told, **how).complex_images)
     changed = reconstruct(scan, options={"variant": "amortised", "trust": 0}, **how)
     assert not np.allclose(result.complex_images, changed.complex_images, atol=1e-4)
+
+
+def test_rsd_takes_it_unless_asked_for_another(tuned, simulated):
+    scan, prior = sorted(simulated.glob("*.h5"))[0], load_prior(tuned, "cpu")
+
+    def settings(options):
+        return reconstruct(scan, prior=prior, acceleration=4, samples=2, options=options).attrs["settings"]
+
+    assert settings(None) == settings({"variant": "amortised"}) != settings({"trust": 0.1})
+    assert '"amortised"' in settings({"trust": 0.1})
+    assert '"proximal"' in settings({"levels": [0.1]})
+    assert '"proximal"' in settings({"variant": "proximal"})
+
+
+def test_files_are_made_with_it_and_skipped_by_it(tmp_path, tuned, simulated):
+    scan, lines = sorted(simulated.glob("*.h5"))[0], []
+    for options, force in ((None, False), ({"variant": "amortised"}, False), ({"variant": "proximal"}, True)):
+        how = {"prior": tuned, "acceleration": 4, "samples": 2, "settings": options, "force": force}
+        (row,) = reconstruct_files([scan], tmp_path / "out", formats=["h5"], say=lines.append, **how)
+        assert ("skipped" in row) == (options == {"variant": "amortised"})
+        with h5py.File(row["path"]) as file:
+            assert f'"{(options or {}).get("variant", "amortised")}"' in file.attrs["settings"]
 
 
 def test_a_run_without_one_is_refused_in_a_line(finished_run, simulated):

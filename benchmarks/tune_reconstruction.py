@@ -22,6 +22,7 @@ from typing import Any
 
 import bands
 import bart_pics
+from real_scans import panel
 
 Options = dict[str, Any]
 Space = dict[str, list[Any]]
@@ -102,39 +103,38 @@ def main() -> None:
         if name in names:
             names.remove(name)
             print(f"{name} is left out: this run has no network, or this machine no program, for it")
-    book = Book(arguments.results, problem(arguments, prior.digest))
+    book = Book(arguments.results, problem(arguments, prior))
     plans = {name: candidates(name, arguments, generator=prior.generator is not None) for name in names}
     sets = {stage: list(subjects(arguments, stage)) for stage in ("validation", "test")}
     with progress("Tuning", total=sum(len(plan) + 1 for plan in plans.values())) as bar:
         for name, plan in plans.items():
-            rows = []
             for options in plan:
-                rows.append(book.row("validation", name, options, sets["validation"], arguments, prior))
-                bar.advance(method=name, nrmse=rows[-1]["nrmse"])
-            best = min(rows, key=lambda row: row["nrmse"])["options"]
+                row = book.row("validation", name, options, sets["validation"], arguments, prior)
+                bar.advance(method=name, nrmse=row["nrmse"])
+            best = book.best(name)["options"]
             known = trusted(best, sets, arguments, prior) if SPACES[name][0] == "rsd" else dict
             book.row("test", name, best, sets["test"], arguments, prior, known)
             bar.advance()
     book.show(names)
+    if arguments.panel is not None:
+        shown = [name for name in names if name != "bart"]
+        best = {name: book.best(name)["options"] for name in shown}
+        way = arguments, prior
+        panel({n: _reconstructed(SPACES[n][0], o, sets["test"][0], *way) for n, o in best.items()}, arguments.panel)
 
 
 def lacking(prior: Any) -> list[str]:
     """Methods that the run has no network, or the machine no program, for."""
-    from rsdmri.errors import InputError
-
     names = [] if prior.generator is not None else ["rsd-latent"]
     names += [] if shutil.which("bart") else ["bart"]
-    try:
-        prior.posterior  # noqa: B018 (read when it is asked for)
-    except InputError:
-        names.append("rsd-amortised")
-    return names
+    return names if prior.has_posterior else [*names, "rsd-amortised"]
 
 
-def problem(arguments: argparse.Namespace, digest: str) -> dict[str, Any]:
+def problem(arguments: argparse.Namespace, prior: Any) -> dict[str, Any]:
     """What a row must agree in to count."""
     names = ("subjects", "slices", "size", "coils", "noise", "contrast", "population", "acceleration", "samples")
-    return {name: getattr(arguments, name) for name in names} | {"prior": digest[:12]}
+    networks = {"posterior": prior.posterior.digest[:12]} if prior.has_posterior else {}
+    return {name: getattr(arguments, name) for name in names} | {"prior": prior.digest[:12]} | networks
 
 
 def candidates(name: str, arguments: argparse.Namespace, *, generator: bool) -> list[Options]:
@@ -197,6 +197,14 @@ class Book:
             self.rows[key] = row
         return self.rows[key]
 
+    def tried(self, name: str) -> list[dict]:
+        """Rows of the settings that were tried on the validation subjects, the defaults first."""
+        return [row for (stage, who, _), row in self.rows.items() if stage == "validation" and who == name]
+
+    def best(self, name: str) -> dict:
+        """The one of these of least NRMSE."""
+        return min(self.tried(name), key=lambda row: row["nrmse"])
+
     def show(self, names: list[str]) -> None:
         """Print the best setting of each method with its scores on the test subjects."""
         from rich.console import Console
@@ -206,9 +214,8 @@ class Book:
         for column in ("method", "NRMSE", "PSNR", "SSIM", "s/image", "evaluations", "default's NRMSE*", "settings"):
             table.add_column(column, justify="left" if column in ("method", "settings") else "right")
         for name in names:
-            tried = [row for (stage, who, _), row in self.rows.items() if stage == "validation" and who == name]
-            best = min(tried, key=lambda row: row["nrmse"])
-            row = self.rows[_key("test", name, best["options"])]
+            tried = self.tried(name)
+            row = self.rows[_key("test", name, self.best(name)["options"])]
             figures = (f"{row['nrmse']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['seconds']:.3f}")
             chosen = " ".join(f"{k}={v}" for k, v in row["options"].items() if k != "variant") or "defaults"
             table.add_row(name, *figures, str(row["evaluations"]), f"{tried[0]['nrmse']:.4f}", chosen)
@@ -279,6 +286,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--adps-steps", type=int, default=500, help="steps of adps in every setting")
     parser.add_argument("--seed", type=int, default=0, help="of the settings tried, the masks and the draws")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--panel", type=Path, help="picture of the first test subject by every method's best settings")
     parser.add_argument("--device", default="auto")
     return parser.parse_args()
 

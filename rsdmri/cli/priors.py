@@ -70,6 +70,9 @@ def train(
         raise typer.Exit(0) from None
     if not dry_run and process_rank() == 0:
         typer.echo(f"finished: {target}")
+        taught = (target / "teacher" / "config.json").is_file()
+        if taught and stage is not StageChoice.posterior and config.trains_on_kspace:
+            typer.echo("next: the same command with --stage posterior trains what reconstructs best from it")
 
 
 @app.command()

@@ -153,14 +153,15 @@ def drawn(data: dict, arguments: argparse.Namespace) -> dict[tuple[str, str], Me
 
     from rsdmri.physics import sense
     from rsdmri.priors import load_prior
+    from rsdmri.reconstruction.amortised import shared_estimate
     from rsdmri.reconstruction.classical import l1_strength, l1_wavelet
     from rsdmri.reconstruction.consistency import Measurements
-    from rsdmri.reconstruction.posterior import draw
-    from rsdmri.reconstruction.settings import method_settings, parse_options
+    from rsdmri.reconstruction.posterior import chosen_settings, draw
+    from rsdmri.reconstruction.settings import AmortisedSettings, parse_options
     from rsdmri.runtime import torch_generator
 
     prior = load_prior(arguments.prior, "cpu")
-    settings = method_settings("rsd", parse_options(arguments.options))
+    settings = chosen_settings("rsd", parse_options(arguments.options), prior)
     noise = torch.tensor([NOISE])
 
     def mean(count: int, strength: float) -> object:
@@ -169,6 +170,8 @@ def drawn(data: dict, arguments: argparse.Namespace) -> dict[tuple[str, str], Me
             stream = torch_generator("shifts")
             start = l1_wavelet(operator, data["kspace"][None], strength=l1_strength(noise), generator=stream)
         measured = Measurements(operator, data["kspace"][None], noise)
+        if isinstance(settings, AmortisedSettings):
+            start = shared_estimate(prior.posterior, measured)
         streams = [[torch_generator("draw", number)] for number in range(count)]  # a batch takes as long, and memory
         images = [draw(prior, measured, settings=settings, generators=one, start=start) for one in streams]
         return torch.cat(images).mean(0)

@@ -30,6 +30,7 @@ Space = dict[str, list[Any]]
 FLOORS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 LINES = ["all", "acquired"]
 NETWORKS = ["teacher", "generator"]
+WITHOUT = ("sense", "l1-wavelet", "tv", "bart")  # a prior
 # The first is the method's name; several spaces of one method are joined.
 SPACES: dict[str, tuple[str, list[Space]]] = {
     "sense": ("sense", [{"factor": [1, 3, 10, 30, 100, 300, 1000]}]),
@@ -103,7 +104,7 @@ def main() -> None:
         if name in names:
             names.remove(name)
             print(f"{name} is left out: this run has no network, or this machine no program, for it")
-    book = Book(arguments.results, problem(arguments, prior))
+    book = Book(arguments.results, problem(arguments), networks(prior))
     plans = {name: candidates(name, arguments, generator=prior.generator is not None) for name in names}
     sets = {stage: list(subjects(arguments, stage)) for stage in ("validation", "test")}
     with progress("Tuning", total=sum(len(plan) + 1 for plan in plans.values())) as bar:
@@ -130,11 +131,16 @@ def lacking(prior: Any) -> list[str]:
     return names if prior.has_posterior else [*names, "rsd-amortised"]
 
 
-def problem(arguments: argparse.Namespace, prior: Any) -> dict[str, Any]:
+def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a row must agree in to count."""
     names = ("subjects", "slices", "size", "coils", "noise", "contrast", "population", "acceleration", "samples")
-    networks = {"posterior": prior.posterior.digest[:12]} if prior.has_posterior else {}
-    return {name: getattr(arguments, name) for name in names} | {"prior": prior.digest[:12]} | networks
+    return {name: getattr(arguments, name) for name in names}
+
+
+def networks(prior: Any) -> dict[str, str]:
+    """The same of a method that has them."""
+    posterior = {"posterior": prior.posterior.digest[:12]} if prior.has_posterior else {}
+    return {"prior": prior.digest[:12]} | posterior
 
 
 def candidates(name: str, arguments: argparse.Namespace, *, generator: bool) -> list[Options]:
@@ -170,11 +176,11 @@ def subjects(arguments: argparse.Namespace, stage: str) -> Iterator[Any]:
 class Book:
     """Results in a file of JSON lines, of one problem."""
 
-    def __init__(self, path: Path, of: dict[str, Any]) -> None:
-        self.path, self.problem, self.rows = path, of, {}
+    def __init__(self, path: Path, of: dict[str, Any], networks: dict[str, str]) -> None:
+        self.path, self.rows, self._of, self._networks = path, {}, of, networks
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for row in map(json.loads, lines):
-            if row["problem"] == of:
+            if row["problem"] == self._problem(row["name"]):
                 self.rows[_key(row["stage"], row["name"], row["options"])] = row
 
     def row(
@@ -191,11 +197,14 @@ class Book:
         key = _key(stage, name, options)
         if key not in self.rows:
             found = score(SPACES[name][0], options, scans, arguments, prior) | more()
-            row = {"stage": stage, "name": name, "options": options, **found, "problem": self.problem}
+            row = {"stage": stage, "name": name, "options": options, **found, "problem": self._problem(name)}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             self.rows[key] = row
         return self.rows[key]
+
+    def _problem(self, name: str) -> dict[str, Any]:
+        return self._of if name in WITHOUT else self._of | self._networks
 
     def tried(self, name: str) -> list[dict]:
         """Rows of the settings that were tried on the validation subjects, the defaults first."""

@@ -5,6 +5,7 @@ the lines of M that M~ lacks, and a proper score compares their law with what wa
 """
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import Denoiser, ridge_inverse
 from rsdmri.physics.sense import Sense
 
+RECORRUPTION = 0.5  # alpha: noise added to what is shown, over the measurements' own
 LEAST_WEIGHT = 0.1  # of the estimate against the data: what few conjugate-gradient iterations solve
 
 
@@ -23,7 +25,8 @@ class PosteriorSampler(nn.Module):
 
         r = (A^H A + s^2 / sd^2)^-1 (A^H y + (s^2 / sd) e)   at the first level, where K > 1 without e,
         r = x                                                at others,  r = x + s e at the last,
-        x_0 = r + sd F(r, M, s),   x = argmin |A x - y|^2 / s_y^2 + |x - x_0|^2 / trust^2.
+        x_0 = r + sd F(r, M, s),
+        x = argmin |A x - y|^2 / s_y^2 + |x - x_0|^2 / trust^2      at all but the last, which ends with x_0.
 
     The first line and x_0 are D of the ``operator`` form. No noise is added to the samples, which would lose what they
     say: with K = 1, r is the minimiser of |A r - y|^2 / s^2 + |r - sd e|^2 / sd^2: y where lines were acquired, and a
@@ -33,8 +36,8 @@ class PosteriorSampler(nn.Module):
     Args:
         denoiser: the network, of the ``operator`` preconditioning.
         levels: s_1, ..., s_K.
-        trust: error per pixel that x_0 is taken to have; 0 leaves out the last step. The weight s_y^2 / trust^2 of x_0
-            is at least 0.1.
+        trust: error per pixel that x_0 is taken to have; 0 leaves out these steps. The weight s_y^2 / trust^2 of x_0 is
+            at least 0.1.
         digest: sha256 of the file of the weights.
 
     Errors:
@@ -60,6 +63,7 @@ class PosteriorSampler(nn.Module):
         found = None
         for level in self.levels[:-1]:
             found = self._step(kspace, operator, sigma_y, level, found, None, conditions)
+            found = self._agreeing(found, kspace, operator, sigma_y)
         return found
 
     def forward(
@@ -95,57 +99,79 @@ class PosteriorSampler(nn.Module):
         noise: Tensor | None,
         conditions: Tensor | None,
     ) -> Tensor:
-        """The estimate after one level."""
-        seen, sigma, denoiser = operator.adjoint(kspace), sigma_y.clamp_min(level), self.denoiser
+        """x_0 of one level."""
+        sigma, denoiser = sigma_y.clamp_min(level), self.denoiser
         if estimate is None:
+            seen = operator.adjoint(kspace)
             weight = (sigma**2 / denoiser.sigma_data)[:, None, None]
             start = seen if noise is None else seen + weight * noise
             found: Tensor = denoiser(start, operator, sigma, conditions)
-        else:
-            base = estimate if noise is None else estimate + sigma[:, None, None] * noise
-            found = denoiser.refined(base, operator, sigma, conditions)
-        if self.trust == 0:
             return found
+        base = estimate if noise is None else estimate + sigma[:, None, None] * noise
+        return denoiser.refined(base, operator, sigma, conditions)
+
+    def _agreeing(self, estimate: Tensor, kspace: Tensor, operator: Sense, sigma_y: Tensor) -> Tensor:
+        """x of an estimate x_0."""
+        if self.trust == 0:
+            return estimate
         weight = (2 * (sigma_y / self.trust) ** 2).clamp_min(LEAST_WEIGHT)
-        return found + ridge_inverse(seen - operator.normal(found), operator, weight, denoiser.iterations)
+        left = operator.adjoint(kspace) - operator.normal(estimate)
+        return estimate + ridge_inverse(left, operator, weight, self.denoiser.iterations)
 
 
 def held_out_score(
-    sampler: PosteriorSampler, batch: Batch, images: tuple[Tensor, Tensor], noise: tuple[Tensor, Tensor], rows: int
+    sampler: PosteriorSampler,
+    batch: Batch,
+    images: tuple[Tensor, Tensor],
+    noise: tuple[Tensor, Tensor],
+    rows: int,
+    recorruption: Tensor | None = None,
 ) -> Tensor:
-    """`energy_score` of two draws measured again, on the lines of M that M~ lacks; one number per item ``(batch,)``.
+    """`energy_score` of two draws measured again, on what the network was not shown; one number per item ``(batch,)``.
 
-    p_i = A x(e_i) + n_i with x(e_i) drawn from the lines of M~, n_i fresh noise of the measurements' own level s_y, so
-    that what fits y is the law of the noise-free image. The expected score is least where p_1 has the law of y given
-    y~ (on blocks), whatever the law of the further masks. What it does not teach:
+    On the lines of M that M~ lacks: p_i = A x(e_i) + n_i with x(e_i) drawn from the lines of M~, n_i fresh noise of the
+    measurements' own level s_y, so that what fits y is the law of the noise-free image. The expected score is least
+    where p_1 has the law of y given y~ (on blocks), whatever the law of the further masks.
 
-    - lines that no further mask holds out (the centre) and the lines shown: their law given y~ is a point. The
-      sampler's last step sees to them; their spread, below the noise, is not calibrated;
+    On the lines of M~, with a ``recorruption`` r of standard noise: the network is shown y + a s_y r and asked for
+    y - s_y r / a, whose noise is independent of what it was shown (Pang et al. 2021, "Recorrupted-to-Recorrupted"), n_i
+    having the level s_y sqrt(1 + 1 / a^2) of that. This teaches what no further mask holds out, the centre, and not to
+    take noise for image. The two scores are added.
+
+    What neither teaches:
+
     - how blocks hang together, beyond what the network shares between them;
     - the law given all of M, which a reconstruction shows: the network has seen masks of M~'s density, M is denser by
       what is held out, and means and spreads are other ones there. A linear network, which cannot tell the two apart,
       has three times the variance on the lines still missing in the tests' problem; others carry over as far as masks
       of varying density taught them to, which is why ``posterior.held_out`` lets each slice lose another number of
-      lines, down to one.
+      lines, down to one. Likewise it has seen noise that is sqrt(1 + a^2) times too high.
 
     Args:
         sampler: draws.
         batch: with maps.
         images: e_1 and e_2, standard noise of images ``(batch, y, x)``.
-        noise: n_1 / s_y and n_2 / s_y, standard noise of the measurements ``(batch, coil, y, x)``.
+        noise: n_1 and n_2 over their level, standard noise of the measurements ``(batch, coil, y, x)``.
         rows: of `energy_score`.
+        recorruption: r, like them; None: held-out lines alone.
     """
     operator, shown = batch.operator, batch.shown
     if not (isinstance(operator, Sense) and isinstance(shown, Sense)):
         raise ValueError("batch: expected k-space with coil maps, got images")
-    level = batch.sigma_y[:, None, None, None]
-    scan = batch.measured, shown, batch.sigma_y
-    start = sampler.estimate(*scan, batch.conditions)
+    held, level = batch.mask & ~batch.further_mask, batch.sigma_y[:, None, None, None]
+    given, target, told = batch.measured, batch.measured, batch.sigma_y
+    if recorruption is not None:
+        seen, a = batch.further_mask[:, None], RECORRUPTION
+        given, told = given + a * level * recorruption, told * sqrt(1 + a**2)
+        target = torch.where(seen, target - level / a * recorruption, target)
+        level = torch.where(seen, level * sqrt(1 + a**-2), level)
+    start = sampler.estimate(given, shown, told, batch.conditions)
     first, second = (
-        operator.forward(sampler(*scan, e, batch.conditions, start)) + level * n
+        operator.forward(sampler(given, shown, told, e, batch.conditions, start)) + level * n
         for e, n in zip(images, noise, strict=True)
     )
-    return energy_score(first, second, batch.measured, batch.mask & ~batch.further_mask, rows)
+    score = energy_score(first, second, target, held, rows)
+    return score if recorruption is None else score + energy_score(first, second, target, batch.further_mask, rows)
 
 
 def energy_score(first: Tensor, second: Tensor, target: Tensor, held: Tensor, rows: int) -> Tensor:

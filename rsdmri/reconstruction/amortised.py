@@ -1,6 +1,5 @@
 """Reconstruction by one evaluation a draw and a few for all draws, of a network that was trained for it."""
 
-import copy
 from collections.abc import Sequence
 from math import sqrt
 
@@ -22,9 +21,8 @@ def amortised(
     conditions: Tensor | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """One draw of each item, ``(batch, y, x)``, by one evaluation of the network and a proximal step on the data.
+    """One draw of each item, ``(batch, y, x)``, by one evaluation of the network and, on request, a proximal step.
 
-    The step is solved further than in training, where it must have a gradient (`PosteriorSampler`).
     What the network has learnt, and what not, says `rsdmri.diffusion.amortised.held_out_score`.
 
     Measured on 8 simulated heads (32 x 32, R = 4, 4 coils, a teacher of 3,000 steps, 350 more of this), 8 draws: NRMSE
@@ -35,19 +33,18 @@ def amortised(
         sampler: trained by ``rsdmri train --stage posterior``.
         measured: y, A and the noise of each item.
         generators: random stream of each item.
-        settings: trust, where it is to differ from that of the training.
+        settings: trust; at 0 the network's image is the result, which was made consistent with the data on the way.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
         start: of `shared_estimate`, which all draws of a scan have in common; None: it is made here.
     """
     settings = settings or AmortisedSettings()
-    own = copy.copy(sampler)
-    own.trust, trust = 0.0, sampler.trust if settings.trust is None else settings.trust
     with torch.no_grad():
         noise = item_noise(generators)(measured.blank)
         if start is None:
             start = shared_estimate(sampler, measured, conditions)
-        images: Tensor = own(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), noise, conditions, start)
-        return images if trust == 0 else measured.agreeing(images, trust)
+        sigma_y = measured.sigma_y / sqrt(2)
+        images: Tensor = sampler(measured.kspace, measured.operator, sigma_y, noise, conditions, start)
+        return images if settings.trust == 0 else measured.agreeing(images, settings.trust)
 
 
 def shared_estimate(

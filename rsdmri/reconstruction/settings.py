@@ -162,9 +162,7 @@ class AmortisedSettings(DrawSettings):
 
     variant: Literal["amortised"] = "amortised"
     start: Literal["noise"] = "noise"
-    trust: float | None = Field(
-        None, ge=0, description="error per pixel that its image is taken to have; 0: no data consistency"
-    )
+    trust: float = Field(0.0, ge=0, description="error per pixel that its image is taken to have; 0: no last step")
 
     @property
     def evaluations(self) -> int:

@@ -40,8 +40,9 @@ class PosteriorStage(SingleStage[PosteriorSampler]):
         compiled(denoiser, config.network.compile)
 
     def _noise(self, batch: Batch, generator: torch.Generator) -> Draws:
-        like = batch.image, batch.image, batch.measured, batch.measured
+        like = batch.image, batch.image, batch.measured, batch.measured, batch.measured
         return [unit_noise(each, generator) for each in like]
 
     def _losses(self, network: PosteriorSampler, batch: Batch, draws: Draws) -> tuple[Tensor, ...]:
-        return (held_out_score(network, batch, tuple(draws[:2]), tuple(draws[2:]), self.settings.rows),)
+        images, noise = (draws[0], draws[1]), (draws[2], draws[3])
+        return (held_out_score(network, batch, images, noise, self.settings.rows, draws[4]),)

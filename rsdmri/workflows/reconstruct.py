@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,13 @@ def check_arguments(
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     if samples < 1:
         raise InputError(f"--samples {samples}: must be at least 1")
-    return method_settings(method, options)
+    try:
+        return method_settings(method, options)
+    except InputError:
+        if method == "rsd" and "variant" not in (options or {}) and options:  # a prior may have the other network
+            with suppress(InputError):
+                return method_settings(method, {"variant": "amortised", **options})
+        raise
 
 
 def chosen_prior(prior: Prior | str | os.PathLike[str] | None, device: str) -> Prior:

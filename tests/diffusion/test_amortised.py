@@ -9,7 +9,7 @@ import torch
 from references import random_maps, sense_matrix
 from torch import Tensor, nn
 
-from rsdmri.diffusion.amortised import LEAST_WEIGHT, PosteriorSampler, energy_score, held_out_score
+from rsdmri.diffusion.amortised import LEAST_WEIGHT, RECORRUPTION, PosteriorSampler, energy_score, held_out_score
 from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import Denoiser, ridge_inverse
 from rsdmri.diffusion.schedule import unit_noise
@@ -166,17 +166,14 @@ def test_items_do_not_feel_each_other():
     torch.testing.assert_close(together[own], alone)
 
 
-def test_the_last_step_is_the_proximal_one():
+def test_what_all_draws_share_ends_with_the_proximal_step():
     batch = batch_of(1, noise=0.2)
-    (noise, _), _ = noise_of(batch)
+    scan = batch.measured, batch.operator, batch.sigma_y
     denoiser = network()
     denoiser.iterations = 100
     trust = 0.25
     raw, agreed = (
-        PosteriorSampler(denoiser, (0.1,), t)(batch.measured, batch.operator, batch.sigma_y, noise)[0]
-        .detach()
-        .reshape(-1)
-        for t in (0, trust)
+        PosteriorSampler(denoiser, (0.1, 0.1), t).estimate(*scan)[0].detach().reshape(-1) for t in (0, trust)
     )
     matrix = sense_matrix(batch.maps[0].numpy(), batch.mask[0].numpy())
     weight = 2 * (0.2 / trust) ** 2
@@ -184,6 +181,42 @@ def test_the_last_step_is_the_proximal_one():
     right = matrix.conj().T @ batch.measured[0].reshape(-1).numpy() + weight * raw.numpy()
     expected = np.linalg.solve(matrix.conj().T @ matrix + weight * np.eye(72), right)
     np.testing.assert_allclose(agreed.numpy(), expected, atol=2e-5)
+
+
+class Seeing(nn.Module):
+    """A sampler that remembers what it is shown and draws given images."""
+
+    def __init__(self, *draws: Tensor) -> None:
+        super().__init__()
+        self.draws, self.told = list(draws), []
+
+    def estimate(self, kspace: Tensor, operator, sigma_y: Tensor, conditions=None) -> None:
+        self.told.append((kspace, sigma_y))
+
+    def forward(self, kspace: Tensor, operator, sigma_y: Tensor, noise: Tensor, conditions, start) -> Tensor:
+        return self.draws.pop(0)
+
+
+def test_shown_lines_are_asked_for_with_noise_that_was_not_shown():
+    batch, generator = batch_of(noise=0.2), torch_generator("recorrupted")
+    images, noise = noise_of(batch)
+    again = unit_noise(batch.measured, generator)
+    draws = [unit_noise(batch.image, generator) for _ in range(2)]
+    sampler = Seeing(*draws)
+    found = held_out_score(sampler, batch, images, noise, 2, again)
+    ((kspace, level),) = sampler.told
+    a, seen = RECORRUPTION, batch.further_mask[:, None]
+    given, target = kspace - batch.measured, -0.2 / a * again
+    torch.testing.assert_close(torch.where(seen, given, 0), torch.where(seen, a * 0.2 * again, 0))
+    torch.testing.assert_close(level, torch.full((3,), 0.2 * sqrt(1 + a**2)))
+    covariance = (given.conj() * (target - 0)).real.mean() + 0.04 * 2  # of the noise that was added, and the scan's own
+    assert abs(float(covariance)) < 0.02
+    clean = [batch.operator.forward(x) for x in draws]
+    held = batch.mask & ~batch.further_mask
+    of_held = energy_score(*(x + 0.2 * n for x, n in zip(clean, noise, strict=True)), batch.measured, held, 2)
+    noisy = [x + 0.2 * sqrt(1 + 1 / a**2) * n for x, n in zip(clean, noise, strict=True)]
+    of_shown = energy_score(*noisy, batch.measured + target, batch.further_mask, 2)
+    torch.testing.assert_close(found, of_held + of_shown)
 
 
 def test_levels_after_the_first_refine_and_the_last_draws():
@@ -294,9 +327,10 @@ def toy() -> tuple[Toy, PosteriorSampler]:
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 0.08 * (1 - step / steps)
         batch = toy.batch(128, generator)
-        noise = [unit_noise(like, generator) for like in (batch.image, batch.image, batch.measured, batch.measured)]
+        like = batch.image, batch.image, batch.measured, batch.measured, batch.measured
+        noise = [unit_noise(each, generator) for each in like]
         optimiser.zero_grad()
-        held_out_score(sampler, batch, tuple(noise[:2]), tuple(noise[2:]), 0).mean().backward()
+        held_out_score(sampler, batch, tuple(noise[:2]), tuple(noise[2:4]), 0, noise[4]).mean().backward()
         optimiser.step()
     return toy, sampler
 
@@ -321,6 +355,19 @@ def test_a_linear_network_learns_the_posterior_of_held_out_lines(toy):
     of_gain, of_covariance = errors(sampler)
     assert of_gain < 0.1
     assert of_covariance < 0.3
+
+
+def test_a_linear_network_learns_the_lines_that_nothing_holds_out(toy):
+    """Those it is shown, from their noise drawn anew: alone the score of held-out lines leaves them as they start."""
+    toy, sampler = toy
+    shown = sense_matrix(toy.maps, toy.shown)
+    expected = shown @ toy.posterior(toy.shown)[0] @ shown
+
+    def error(one: PosteriorSampler) -> float:
+        return relative(shown @ toy.learnt(one, toy.shown)[0] @ shown, expected)
+
+    untrained = error(PosteriorSampler(Linear(), (0.2,), 0))
+    assert error(sampler) < min(0.05, 0.7 * untrained)
 
 
 def test_more_lines_than_in_training_are_another_law(toy):

@@ -176,7 +176,7 @@ def test_evaluations_are_counted(finished_run: Path, settings: DrawSettings) -> 
 def test_results_agree_with_the_data_within_the_noise(prior: Prior) -> None:
     data = problem(2, 4, 32, 32)
     data.sigma_y[:] = 0.01
-    chosen = [EVERY[name] for name in ("diffpir", "proximal", "latent", "amortised")]
+    chosen = [*(EVERY[name] for name in ("diffpir", "proximal", "latent")), AmortisedSettings(trust=0.05)]
     images = [drawn(prior, settings, data, 0, 1) for settings in chosen]
     images.append(ambient_one_step(prior, data.measured))
     for image in images:

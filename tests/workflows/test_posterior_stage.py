@@ -171,9 +171,9 @@ def test_a_reconstruction_takes_one_evaluation_a_draw_and_three_for_all(tuned, s
     assert result.attrs["evaluations"] == 3 + 3
     assert result.attrs["posterior_sha256"] == prior.posterior.digest
     assert result.scores["nmse"] < 0.5
-    told = {"variant": "amortised", "trust": prior.posterior.trust}
+    told = {"variant": "amortised", "trust": 0}
     assert np.array_equal(result.complex_images, reconstruct(scan, options=told, **how).complex_images)
-    changed = reconstruct(scan, options={"variant": "amortised", "trust": 0}, **how)
+    changed = reconstruct(scan, options={"variant": "amortised", "trust": 0.05}, **how)
     assert not np.allclose(result.complex_images, changed.complex_images, atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 """Commands that train, measure and sample priors."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from rsdmri.cli.app import app
 from rsdmri.cli.options import AveragedStage, Device, Sampler, Seed, StageChoice, absolute
 from rsdmri.errors import Interrupted
 from rsdmri.runtime import process_rank
+
+if TYPE_CHECKING:
+    from rsdmri.config import Config
 
 
 @app.command()
@@ -69,10 +72,15 @@ def train(
             typer.echo(str(stop), err=True)
         raise typer.Exit(0) from None
     if not dry_run and process_rank() == 0:
-        typer.echo(f"finished: {target}")
-        taught = (target / "teacher" / "config.json").is_file()
-        if taught and stage is not StageChoice.posterior and config.trains_on_kspace:
-            typer.echo("next: the same command with --stage posterior trains what reconstructs best from it")
+        typer.echo(f"finished: {target}{_next(config, target, stage)}")
+
+
+def _next(config: "Config", run: Path, stage: StageChoice) -> str:
+    """A line on the stage that is left, where it can be trained."""
+    able = config.trains_on_kspace and config.preconditioning == "operator"
+    if stage is StageChoice.posterior or not able or not (run / "teacher" / "config.json").is_file():
+        return ""
+    return "\nnext: the same command with --stage posterior trains what reconstructs best"
 
 
 @app.command()

@@ -23,9 +23,13 @@ def scores(results: Sequence[Any], factor: float = 1.0) -> dict[str, float]:
     return {"coverage": sum(covered) / len(covered), "rank": sum(ranks) / len(ranks)}
 
 
-def factor(results: Sequence[Any]) -> float:
-    """What bands must be widened by to cover 90 % of the objects of ``results``: split-conformal."""
+def factor(results: Sequence[Any]) -> float | None:
+    """What bands must be widened by to cover 90 % of the objects of ``results``, conformal; None: nothing does."""
+    from rsdmri.errors import InputError
     from rsdmri.metrics.uncertainty import object_mask
     from rsdmri.reconstruction.calibration import conformal_quantile, interval_scores
 
-    return conformal_quantile([interval_scores(r.target, r.quantiles, object_mask(r.target)) for r in results])
+    try:
+        return conformal_quantile([interval_scores(r.target, r.quantiles, object_mask(r.target)) for r in results])
+    except InputError:  # draws that do not differ
+        return None

@@ -243,7 +243,8 @@ def trusted(
             for stage in ("validation", "test")
         )
         drawn, factor = bands.scores(test), bands.factor(validation)
-        return drawn | {"coverage_calibrated": bands.scores(test, factor)["coverage"], "factor": factor}
+        widened = None if factor is None else bands.scores(test, factor)["coverage"]
+        return drawn | {"coverage_calibrated": widened, "factor": factor}
 
     return measured
 

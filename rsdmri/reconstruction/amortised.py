@@ -20,6 +20,7 @@ def amortised(
     settings: AmortisedSettings | None = None,
     conditions: Tensor | None = None,
     start: Tensor | None = None,
+    mirrored: Sequence[bool] = (),
 ) -> Tensor:
     """One draw of each item, ``(batch, y, x)``, by one evaluation of the network and, on request, a proximal step.
 
@@ -36,10 +37,14 @@ def amortised(
         settings: trust; at 0 the network's image is the result, which was made consistent with the data on the way.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
         start: of `shared_estimate`, which all draws of a scan have in common; None: it is made here.
+        mirrored: items that take -e in place of the e of their stream; empty: none. A pair of e and -e is as good as
+            draws are, and its mean has none of the noise that the network passes on linearly.
     """
     settings = settings or AmortisedSettings()
     with torch.no_grad():
         noise = item_noise(generators)(measured.blank)
+        if any(mirrored):
+            noise[torch.tensor(mirrored, device=noise.device)] *= -1
         if start is None:
             start = shared_estimate(sampler, measured, conditions)
         sigma_y = measured.sigma_y / sqrt(2)

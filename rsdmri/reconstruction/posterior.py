@@ -67,6 +67,7 @@ def draw(
     generators: Sequence[torch.Generator],
     start: Tensor | None = None,
     conditions: Tensor | None = None,
+    mirrored: Sequence[bool] = (),
 ) -> Tensor:
     """One draw of each item, complex64 ``(batch, y, x)``, by the method whose ``settings`` these are.
 
@@ -78,6 +79,7 @@ def draw(
         start: image that a draw starts from, where ``settings.start`` names one, or the `shared_estimate` of variant
             ``amortised``; None: 0, and that estimate is made.
         conditions: of the scans, see `Prior.conditions`; None: nothing is known.
+        mirrored: items of variant ``amortised`` whose noise is that of their stream times -1; empty: none.
     """
     coil_noise = prior.bank.coil_noise
     begin = measured.blank if start is None else start
@@ -112,6 +114,7 @@ def draw(
                 settings=settings,
                 conditions=conditions,
                 start=start,
+                mirrored=mirrored,
             )
         case _:
             raise ValueError(f"settings: expected those of a method that draws, got {type(settings).__name__}")

@@ -193,7 +193,7 @@ class SliceWork:
         settings = self.settings
         if not isinstance(settings, DrawSettings):
             raise ValueError(f"settings: {type(settings).__name__} are of no method that draws")
-        if isinstance(settings, AmortisedSettings):
+        if paired := isinstance(settings, AmortisedSettings):
             measured = Measurements(operator, kspace, sigma_y)
             start = shared_estimate(_given(self.prior).posterior, measured, self._conditions(len(indices)))
         else:
@@ -203,7 +203,11 @@ class SliceWork:
         for chunk in chunks(pairs, self._at_once(settings, kspace)):
             rows = torch.tensor([position for position, _ in chunk], device=self.device)
             key = self.method, self.seed, self.scan.name
-            streams = [torch_generator(*key, indices[at], number, device=self.device) for at, number in chunk]
+            numbers = [number // 2 if paired else number for _, number in chunk]
+            streams = [
+                torch_generator(*key, indices[at], number, device=self.device)
+                for (at, _), number in zip(chunk, numbers, strict=True)
+            ]
             drawn.append(
                 draw(
                     _given(self.prior),
@@ -212,6 +216,7 @@ class SliceWork:
                     generators=streams,
                     start=None if start is None else start[rows],
                     conditions=self._conditions(len(chunk)),
+                    mirrored=[paired and number % 2 == 1 for _, number in chunk],
                 ).cpu()
             )
         return torch.cat(drawn).unflatten(0, (len(indices), self.samples))

@@ -183,6 +183,17 @@ def test_results_agree_with_the_data_within_the_noise(prior: Prior) -> None:
         assert float((data.operator.forward(image) - data.kspace).norm() / data.kspace.norm()) < 0.1
 
 
+def test_mirrored_draws_take_the_noise_of_their_stream_upside_down(prior: Prior) -> None:
+    data = problem(2, 4, 32, 32)
+    streams = [torch_generator("draw", 0), torch_generator("draw", 0)]
+    found = draw(prior, data.measured, settings=AmortisedSettings(), generators=streams, mirrored=[False, True])
+    noise = unit_noise(data.kspace[:1, 0], torch_generator("draw", 0))
+    scan = data.kspace, data.operator, data.sigma_y / 2**0.5
+    with torch.no_grad():
+        expected = prior.posterior(*scan, torch.cat([noise, -noise]))
+    torch.testing.assert_close(found, expected)
+
+
 def test_one_step_items_stand_alone(prior: Prior) -> None:
     data = problem(3, 4, 32, 32)
     one = data.item(1)

@@ -422,7 +422,9 @@ def test_train_and_sample(run, tmp_path, simulated, tiny_settings):
     code, out, err = run("train", *shared, *sets)
     assert code == 0, err
     assert "nominal 3, achieved" in out
-    assert out.splitlines()[-1] == "finished: runs/multicoil-r3-seed1"
+    told = out.splitlines()[-2:]
+    assert told[0] == "finished: runs/multicoil-r3-seed1"
+    assert told[1] == "next: the same command with --stage posterior trains what reconstructs best"
     code, out, _ = run("train", *shared, *sets)
     assert code == 0
     assert "prior: finished before, after 2 steps" in out

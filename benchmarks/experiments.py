@@ -44,6 +44,7 @@ COMPARED = (
     "prior.t_max=0.5",
     "prior.adversarial=0.01",
 )
+AMBIENT_GAN_RATES = ({"": "5e-5", "discriminator_": "2e-4"}, {"": "5e-5", "discriminator_": "5e-5"})
 # Where the settings of all fell short, from the same teacher. (Teacher, seed, recipe, settings.)
 TRIED = (
     ("inpainting-80", 0, "inpainting-80.toml", ("prior.learning_rate=5e-5", "prior.steps=400")),
@@ -123,6 +124,10 @@ def priors() -> Iterator[Run]:
         if run.group in groups and not run.name.startswith(BASELINES):
             yield replace(run, group=f"one-step-{run.group}", name=f"one-step-{run.name}", of=run.name)
     yield Run("comparison", "ambient-gan", "ambient-gan.toml", ("prior.steps=1000",), of="fourier-ambient")
+    for rates in AMBIENT_GAN_RATES:
+        settings = ("prior.steps=1000", *(f"prior.{name}learning_rate={rate}" for name, rate in rates.items()))
+        title = "-".join(rates.values())
+        yield Run("comparison", f"ambient-gan-{title}", "ambient-gan.toml", settings, of="fourier-ambient")
     for setting in COMPARED:
         name = "one-step-" + setting.removeprefix("prior.").replace("=", "-")
         yield Run("comparison", name, COMPARED_RECIPE, (setting,), of="fourier-ambient")

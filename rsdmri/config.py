@@ -208,7 +208,7 @@ class PosteriorConfig(Section):
 
     start: Literal["teacher", "generator"] = Field("teacher", description="weights that it starts from")
     levels: tuple[Level, ...] = Field((0.1, 0.05, 0.05, 0.03), min_length=1, description="an evaluation each")
-    trust: float = Field(0.05, ge=0, description="error per pixel its image is taken to have; 0: no data consistency")
+    trust: float = Field(0.05, ge=0, description="error per pixel between levels; 0: no data consistency there")
     held_out: float = Field(0.75, ge=0, le=1, description="most of the outer lines; 0: acquisition.further_drop")
     rows: int = Field(4, ge=0, description="image rows of a block whose joint law is scored; 0: all")
     steps: int = Field(2_000, ge=1)

@@ -155,13 +155,11 @@ def operations(config: Config, stage: StageName, size: SliceSize, cost: NetworkC
     if stage == "teacher":
         extra = _DESCENT * cost.forward + _DEEPER * learn if config.teacher.consistency else 0
         return Operations(learn + extra, _teacher_physics(config, size) * (_DESCENT + _DEEPER + 1 if extra else 1))
-    if stage == "posterior":  # two draws, each made consistent with the data
-        passes = len(config.posterior.levels) + 1  # draws share all but the last
-        agreeing = _normal(size) + 2 * _inverse(config, size, gradient=False)
-        starts = passes if passes > 2 else 2
-        return Operations(
-            passes * learn, passes * agreeing + 6 * _transform(size) + starts * _inverse(config, size, gradient=False)
-        )
+    if stage == "posterior":  # two draws that share all levels but the last
+        levels = len(config.posterior.levels)
+        starts, agreed = 2 if levels == 1 else 1, levels - 1
+        physics = agreed * _normal(size) + (starts + 2 * agreed) * _inverse(config, size, gradient=False)
+        return Operations((levels + 1) * learn, physics + 6 * _transform(size))
     against = discriminator_cost(config, size)
     game = 0 if against is None else _PLAY * against.forward
     scores = {"sid": learn + 2 * passed, "dmd": learn + 2 * cost.forward, "sds": learn + cost.forward, "ambient-gan": 0}

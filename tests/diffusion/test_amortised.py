@@ -209,7 +209,7 @@ def test_shown_lines_are_asked_for_with_noise_that_was_not_shown():
     given, target = kspace - batch.measured, -0.2 / a * again
     torch.testing.assert_close(torch.where(seen, given, 0), torch.where(seen, a * 0.2 * again, 0))
     torch.testing.assert_close(level, torch.full((3,), 0.2 * sqrt(1 + a**2)))
-    covariance = (given.conj() * (target - 0)).real.mean() + 0.04 * 2  # of the noise that was added, and the scan's own
+    covariance = (given.conj() * target).real.mean() + 0.04 * 2  # of the noise that was added, and the scan's own
     assert abs(float(covariance)) < 0.02
     clean = [batch.operator.forward(x) for x in draws]
     held = batch.mask & ~batch.further_mask

@@ -23,6 +23,7 @@ FLOORS = {
     "rsdmri.files": 0,
     "rsdmri.runtime": 0,
     "rsdmri.config": 0,
+    "rsdmri.config.*": 0,
     "rsdmri.progress": 0,
     "rsdmri.physics.fourier": 0,
     "rsdmri.physics.strips": 1,

@@ -29,7 +29,7 @@ import numpy as np
 import rsdmri
 from rsdmri.config import load_config
 from rsdmri.data.manifest import read_manifest
-from rsdmri.data.simulate import write_simulated
+from rsdmri.data.simulate_files import write_simulated
 from rsdmri.physics import masks
 from rsdmri.report.figures import image_grid, kspace_figure, loss_figure, reconstruction_figure
 from rsdmri.workflows.run_folder import read_metrics

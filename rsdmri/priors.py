@@ -8,7 +8,7 @@ architecture is in ``config.json``.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -261,6 +261,7 @@ def save_prior(
     facts: dict[str, Any],
     *,
     kind: str | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write ``model.safetensors``, the model card and, last, ``config.json`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,7 +272,7 @@ def save_prior(
         tensors |= {f"denoiser.{k}": v for k, v in denoiser.state_dict().items()}
     if generator is not None:
         tensors |= {f"generator.{k}": v for k, v in generator.denoiser.state_dict().items()}
-    tensors |= {"bank.mask": bank.mask}
+    tensors |= {"bank.mask": bank.mask, **(more or {})}
     if bank.maps is not None:
         tensors["bank.maps"] = torch.view_as_real(bank.maps)
     weights = folder / "model.safetensors"
@@ -341,6 +342,7 @@ def load_posterior(folder: Path, device: torch.device) -> PosteriorSampler:
         denoiser.load_state_dict(_part("denoiser.", tensors))
         settings = config.posterior
         sampler = PosteriorSampler(denoiser, settings.levels, settings.trust, meta["sha256"])
+        sampler.spread.load_state_dict(_part("spread.", tensors))
     return sampler.eval().requires_grad_(False)
 
 

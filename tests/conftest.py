@@ -28,7 +28,7 @@ TINY = (
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a manifest and 4 simulated scans of 2 slices, 32 x 32, 4 coils; 2 of them are training data."""
-    from rsdmri.data.simulate import write_simulated
+    from rsdmri.data.simulate_files import write_simulated
 
     folder = tmp_path_factory.mktemp("simulated")
     write_simulated(folder, scans=4, slices=2, size=32, coils=4, noise=0.02, seed=3)

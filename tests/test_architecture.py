@@ -99,7 +99,9 @@ FLOORS = {
     "rsdmri.data.volumes": 4,
     "rsdmri.data.maps": 4,
     "rsdmri.data.anatomy": 4,
+    "rsdmri.data.magnitudes": 0,
     "rsdmri.data.simulate": 4,
+    "rsdmri.data.simulate_files": 4,
     "rsdmri.data.manifest": 4,
     "rsdmri.data.confine": 0,
     "rsdmri.data.scan_parts": 0,
@@ -144,7 +146,7 @@ EMPTY_PACKAGES = {f"rsdmri.{room}" for room in ("data", "diffusion", "distillati
 
 # Heavy or replaceable libraries: the only modules that may import them, inside a function.
 WRAPPED = {
-    "nibabel": {"rsdmri.data.anatomy", "rsdmri.data.nifti"},
+    "nibabel": {"rsdmri.data.anatomy", "rsdmri.data.magnitudes", "rsdmri.data.nifti"},
     "pydicom": {"rsdmri.data.dicom", "rsdmri.data.parametric_map"},
     "highdicom": {"rsdmri.data.parametric_map"},
     "nilearn": {"rsdmri.data.anatomy"},

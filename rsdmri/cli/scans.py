@@ -20,10 +20,18 @@ def simulate(
     noise: Annotated[float, typer.Option(help="noise per k-space sample over the brightest tissue")] = 0.01,
     contrast: Annotated[Contrast, typer.Option(case_sensitive=False, help="tissue contrast")] = Contrast.mixed,
     seed: Seed = 0,
+    volumes: Annotated[
+        Path | None, typer.Option(help="folder of NIfTI volumes, whose anatomy is scanned [packaged heads]")
+    ] = None,
+    acceleration: Annotated[
+        list[float] | None, typer.Option("--acceleration", "-R", help="of a scan; several: each gets one [none]")
+    ] = None,
 ) -> None:
     """Write simulated multicoil scans. Warped heads in fastMRI-style files, with a manifest."""
-    from rsdmri.data.simulate import write_simulated
+    from rsdmri.data.simulate_files import find_volumes, write_simulated
     from rsdmri.progress import progress
+
+    found = [] if volumes is None else find_volumes(volumes)
 
     with progress("Simulating scans", total=scans) as bar:
         manifest = write_simulated(
@@ -35,6 +43,8 @@ def simulate(
             noise=noise,
             contrast=contrast.value,
             seed=seed,
+            volumes=found,
+            accelerations=acceleration or (),
             progress=lambda *_: bar.advance(),
         )
     typer.echo(f"{scans} scans of {slices} slices: {manifest}")

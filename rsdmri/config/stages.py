@@ -96,10 +96,13 @@ class PosteriorConfig(Section):
     """The network of ``variant=amortised``, learnt from held-out lines: see `rsdmri.diffusion.amortised`."""
 
     start: Literal["teacher", "generator"] = Field("teacher", description="weights that it starts from")
-    levels: tuple[Level, ...] = Field((0.1, 0.05, 0.05, 0.03), min_length=1, description="an evaluation each")
+    levels: tuple[Level, ...] = Field((0.1, 0.05, 0.03), min_length=1, description="an evaluation each")
     trust: float = Field(0.05, ge=0, description="error per pixel between levels; 0: no data consistency there")
     held_out: float = Field(0.75, ge=0, le=1, description="most of the outer lines; 0: acquisition.further_drop")
     rows: int = Field(4, ge=0, description="image rows of a block whose joint law is scored; 0: all")
+    columns: int = Field(8, ge=0, description="columns of a patch of as many rows whose law is scored, too; 0: none")
+    noise: float = Field(0.1, ge=0, description="highest level of noise added to samples per real number; 0: none")
+    phase: float = Field(1.5, ge=0, description="largest amplitude of smooth phase that images are turned by, radians")
     steps: int = Field(2_000, ge=1)
     batch: int = Field(16, ge=1, description="images of a step, in all processes together")
     accumulate: int = Field(1, ge=1, description="parts of a step's images taken one after the other, for less memory")

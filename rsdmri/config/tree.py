@@ -22,7 +22,6 @@ from rsdmri.config.section import AnySection, Section
 from rsdmri.config.stages import PosteriorConfig, PriorConfig, TeacherConfig
 from rsdmri.errors import InputError
 
-
 _OBJECTIVES = {
     "fourier": ("ambient", "fourier-ambient", "edm", "ambient-tweedie"),
     "inpainting": ("ambient", "edm"),

@@ -65,8 +65,7 @@ class MaskLaw:
         """ACS share at matrix width ``width``."""
         if self.center_fraction is not None:
             return self.center_fraction
-        lines = max(round(0.32 * width / self.acceleration), min(8, int(width / self.acceleration) // 2))
-        return lines / width
+        return masks.center_fraction(width, self.acceleration)
 
     def centre(self, width: int) -> int | None:
         """Lines that scale and coil maps come from; None: all of the centre that a mask acquired.

@@ -1,24 +1,18 @@
 """Simulated multicoil scans: a warped head, a contrast, coils, phase and noise. No measurement is copied.
 
-`simulate_scan` makes one scan (one subject, its slices belong together); `write_simulated` fills a folder with
-fastMRI-shaped files and a manifest. Everything follows from ``(seed, subject_seed)`` and the settings.
+`simulate_scan` makes one scan (one subject, its slices belong together), of the packaged anatomy or of a magnitude
+volume; `rsdmri.data.simulate_files` fills folders with them. Everything follows from ``(seed, subject_seed)`` and the
+settings.
 """
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from rsdmri.data.anatomy import TISSUES, draw_head, smooth_field
-from rsdmri.data.fastmri_write import write_scan
-from rsdmri.data.manifest import ManifestEntry, file_sha256, write_manifest
-from rsdmri.data.scan import Header, Scan
+from rsdmri.data.magnitudes import Magnitudes, draw_slices
+from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
-from rsdmri.files import output_directory
 from rsdmri.runtime import numpy_generator
 
 CONTRASTS = ("T1w", "T2w", "PDw", "FLAIR")
@@ -38,7 +32,6 @@ _RELAXATION = {
 }
 # Power of the template's own T1-weighted detail in each contrast.
 _DETAIL_POWER = {"T1w": 0.8, "T2w": -0.8, "PDw": -0.3, "FLAIR": -0.5}
-_VERSION = 1  # raise when the same settings give other scans: older files are then made again
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,7 @@ class SimulatedScan:
     noise_covariance: np.ndarray
     """(C, C) complex128 covariance E[n n^H] of one k-space sample, in the units of ``kspace``."""
     contrast: str
+    """One of `CONTRASTS`, or ``volume``."""
     fov_mm: float
     scale: float
     """Units: the 99th percentile of |image| over the scan."""
@@ -88,6 +82,7 @@ def simulate_scan(
     noise: float = 0.01,
     contrast: str = "mixed",
     seed: int = 0,
+    volume: Magnitudes | None = None,
 ) -> SimulatedScan:
     """Simulate one subject's scan.
 
@@ -101,25 +96,21 @@ def simulate_scan(
             per pixel of a coil image). Coils are correlated.
         contrast: one of `CONTRASTS`, or ``mixed``: each once in every four subjects.
         seed: which population.
+        volume: anatomy and contrast are drawn from it, see `draw_slices`; None: packaged anatomy.
 
     Raises:
         InputError: a setting out of range.
     """
-    _check(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast)
+    check_settings(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast)
     key = ("simulate", seed, subject_seed)
-    head = draw_head(numpy_generator(*key, "head"), slices=slices, size=size)
-    if contrast == "mixed":  # every four subjects in a row hold each contrast once
-        shuffled = numpy_generator("simulate", seed, "contrasts", subject_seed // 4).permutation(CONTRASTS)
-        contrast = str(shuffled[subject_seed % 4])
-    signal = _draw_signal(numpy_generator(*key, "contrast"), contrast)
-    magnitude = np.empty((slices, size, size), np.float32)
-    for index, rendered in enumerate(head.slices):
-        fine = np.tensordot(signal, rendered.fractions, 1) * rendered.detail ** _DETAIL_POWER[contrast]
-        step = len(fine) // size
-        magnitude[index] = fine.reshape(size, step, size, step).mean((1, 3))
-
+    if volume is None:
+        contrast = _drawn_contrast(contrast, seed, subject_seed)
+        magnitude, heights, fov = _rendered(key, contrast, slices=slices, size=size)
+    else:
+        drawn = draw_slices(volume, numpy_generator(*key, "head"), slices=slices, size=size)
+        magnitude, heights, fov, contrast = drawn.magnitude, drawn.heights, drawn.fov_mm, "volume"
     line = (np.arange(size) - size // 2) / size  # field of view is [-1/2, 1/2)
-    height = head.heights / head.fov_mm
+    height = heights / fov
     maps, shading = _coil_maps(numpy_generator(*key, "coils"), coils, height, line)
     image = _phase(numpy_generator(*key, "phase"), height, line) * (magnitude * shading)
     scale = float(10.0 ** numpy_generator(*key, "scale").uniform(-6, -3))
@@ -130,103 +121,33 @@ def simulate_scan(
     if noise > 0:
         kspace += _noise(numpy_generator(*key, "noise"), covariance, kspace.shape)
     target = np.sqrt((np.abs(_fft2c(kspace, inverse=True)) ** 2).sum(1))
-    return SimulatedScan(kspace, target, image, maps, covariance, contrast, head.fov_mm, scale)
+    return SimulatedScan(kspace, target, image, maps, covariance, contrast, fov, scale)
 
 
-def write_simulated(
-    out: str | os.PathLike[str],
-    *,
-    scans: int = 10,
-    slices: int = 8,
-    size: int = 128,
-    coils: int = 8,
-    noise: float = 0.01,
-    contrast: str = "mixed",
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Write ``scans`` subjects as ``simNNNNN.h5`` with a ``manifest.tsv`` to the folder ``out``; return the manifest.
-
-    Splits are by subject, about 80/10/10, with at least one scan in each from three scans on. Files that an earlier
-    call with the same settings finished are kept, so an interrupted call goes on where it stopped; others are
-    replaced. The manifest is written last. ``progress(done, scans)`` is called after every scan. Other arguments: see
-    `simulate_scan`.
-
-    Raises:
-        InputError: a setting out of range, a folder that cannot be written.
-    """
-    if not 1 <= scans <= 99_999:
-        raise InputError(f"--scans {scans}: must be between 1 and 99999")
-    _check(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast)
-    folder = output_directory(out)
-    settings = {"slices": slices, "size": size, "coils": coils, "noise": noise, "contrast": contrast, "seed": seed}
-    entries = []
-    for subject in range(scans):
-        path = folder / f"sim{subject:05d}.h5"
-        stamp = json.dumps({**settings, "subject": subject, "version": _VERSION}, sort_keys=True)
-        made = _finished_contrast(path, stamp)
-        if made is None:
-            made = _write_one(path, subject, stamp, settings)
-        entries.append(
-            ManifestEntry(
-                path=path,
-                sha256=file_sha256(path),
-                split=_split(subject, scans),
-                subject=f"sim-{seed}-{subject:05d}",
-                anatomy="head",
-                contrast=made,
-                coils=str(coils),
-                matrix=f"{size}x{size}",
-                licence="ICBM152 (McConnell Brain Imaging Centre, MNI; free use with notice)",
-            )
-        )
-        if progress is not None:
-            progress(subject + 1, scans)
-    write_manifest(folder / "manifest.tsv", entries)
-    return folder / "manifest.tsv"
+def _drawn_contrast(contrast: str, seed: int, subject_seed: int) -> str:
+    """``contrast``, or one of `CONTRASTS` for ``mixed``: every four subjects in a row hold each once."""
+    if contrast != "mixed":
+        return contrast
+    shuffled = numpy_generator("simulate", seed, "contrasts", subject_seed // 4).permutation(CONTRASTS)
+    return str(shuffled[subject_seed % 4])
 
 
-def _write_one(path: Path, subject: int, stamp: str, settings: Mapping[str, object]) -> str:
-    """Simulate and write one subject; return its contrast."""
-    scan = simulate_scan(subject, **settings)  # type: ignore[arg-type]
-    size = scan.image.shape[-1]
-    pseudonym = hashlib.sha256(f"rsdmri-simulated {stamp}".encode()).hexdigest()
-    write_scan(
-        path,
-        scan.kspace,
-        target=scan.target,
-        header=Header((size, size, 1), (size, size, 1), (scan.fov_mm, scan.fov_mm, 5.0), (0, size)),
-        attrs={
-            "acquisition": {"T1w": "AXT1", "T2w": "AXT2", "PDw": "AXPD", "FLAIR": "AXFLAIR"}[scan.contrast],
-            "max": float(scan.target.max()),
-            "norm": float(np.linalg.norm(scan.target)),
-            "patient_id": pseudonym,
-            "rsdmri_simulated": stamp,
-            "rsdmri_contrast": scan.contrast,
-        },
-    )
-    return scan.contrast
+def _rendered(
+    key: tuple[object, ...], contrast: str, *, slices: int, size: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Magnitudes (slice, y, x), heights in mm (slice,) and field of view in mm of a head of packaged anatomy."""
+    head = draw_head(numpy_generator(*key, "head"), slices=slices, size=size)
+    signal = _draw_signal(numpy_generator(*key, "contrast"), contrast)
+    magnitude = np.empty((slices, size, size), np.float32)
+    for index, rendered in enumerate(head.slices):
+        fine = np.tensordot(signal, rendered.fractions, 1) * rendered.detail ** _DETAIL_POWER[contrast]
+        step = len(fine) // size
+        magnitude[index] = fine.reshape(size, step, size, step).mean((1, 3))
+    return magnitude, head.heights, head.fov_mm
 
 
-def _finished_contrast(path: Path, stamp: str) -> str | None:
-    """Contrast of a file that was made with the same settings, None if there is no such file."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            contrast = file.attrs["rsdmri_contrast"] if file.attrs["rsdmri_simulated"] == stamp else None
-    except (OSError, KeyError, RuntimeError):
-        return None
-    return str(contrast) if contrast in CONTRASTS else None
-
-
-def _split(subject: int, scans: int) -> str:
-    """Of every ten subjects the ninth is for validation and the tenth for tests; of three to nine the last two."""
-    place = subject % 10 if scans >= 10 else subject + 10 - scans if scans >= 3 else 0
-    return {8: "val", 9: "test"}.get(place, "train")
-
-
-def _check(*, slices: int, size: int, coils: int, noise: float, contrast: str) -> None:
+def check_settings(*, slices: int, size: int, coils: int, noise: float, contrast: str) -> None:
+    """Raise `InputError` for a setting of `simulate_scan` that is out of range."""
     for name, value, low, high in (("slices", slices, 1, 512), ("size", size, 16, 512), ("coils", coils, 1, 128)):
         if not low <= value <= high:
             raise InputError(f"--{name} {value}: must be between {low} and {high}")

@@ -15,7 +15,40 @@ from rsdmri.diffusion.denoiser import Denoiser, ridge_inverse
 from rsdmri.physics.sense import Sense
 
 RECORRUPTION = 0.5  # alpha: noise added to what is shown, over the measurements' own
+LARGEST_LOG = 3.0  # of the spread
 LEAST_WEIGHT = 0.1  # of the estimate against the data: what few conjugate-gradient iterations solve
+
+
+class Spread(nn.Module):
+    """g(x, M, s) > 0, ``(batch, y, x)``: how much noise a draw begins with at each place of an estimate x.
+
+    Three convolutions of |x| / sd, of the mask, a plane, and of ln(s) / 4, then exp. It is 1 until it has learnt.
+    """
+
+    def __init__(self, width: int = 16):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 1, 3, padding=1),
+        )
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, magnitude: Tensor, mask: Tensor, sigma: Tensor) -> Tensor:
+        """Return g.
+
+        Args:
+            magnitude: |x| / sd, ``(batch, y, x)``.
+            mask: M, ``(batch, 1 or y, x)``.
+            sigma: s, ``(batch,)``.
+        """
+        planes = magnitude, mask.to(magnitude.dtype).expand_as(magnitude), (sigma.log() / 4)[:, None, None]
+        features = torch.stack([plane.expand_as(magnitude) for plane in planes], dim=1)
+        found: Tensor = self.layers(features)[:, 0]
+        return found.clamp(-LARGEST_LOG, LARGEST_LOG).exp()
 
 
 class PosteriorSampler(nn.Module):
@@ -24,14 +57,14 @@ class PosteriorSampler(nn.Module):
     Each level improves an estimate x of the mean, but the last, which draws; the first starts from none:
 
         r = (A^H A + s^2 / sd^2)^-1 (A^H y + (s^2 / sd) e)   at the first level, where K > 1 without e,
-        r = x                                                at others,  r = x + s e at the last,
+        r = x                                                at others,  r = x + s g(x, M, s) e at the last,
         x_0 = r + sd F(r, M, s),
         x = argmin |A x - y|^2 / s_y^2 + |x - x_0|^2 / trust^2      at all but the last, which ends with x_0.
 
     The first line and x_0 are D of the ``operator`` form. No noise is added to the samples, which would lose what they
     say: with K = 1, r is the minimiser of |A r - y|^2 / s^2 + |r - sd e|^2 / sd^2: y where lines were acquired, and a
     draw of white images of the right size where none were. All draws of a scan share `estimate`, so that n of them take
-    K - 1 + n evaluations. The level told to D is s or the noise of the samples, whichever is higher.
+    K - 1 + n evaluations. s is sqrt(s_k^2 + s_y^2): the level k of K with the noise of the samples.
 
     Args:
         denoiser: the network, of the ``operator`` preconditioning.
@@ -39,18 +72,22 @@ class PosteriorSampler(nn.Module):
         trust: error per pixel that x_0 is taken to have; 0 leaves out these steps. The weight s_y^2 / trust^2 of x_0 is
             at least 0.1.
         digest: sha256 of the file of the weights.
+        spread: g; None: one that is 1.
 
     Errors:
         ValueError: another preconditioning, no level.
     """
 
-    def __init__(self, denoiser: Denoiser, levels: Sequence[float], trust: float, digest: str = ""):
+    def __init__(
+        self, denoiser: Denoiser, levels: Sequence[float], trust: float, digest: str = "", spread: Spread | None = None
+    ):
         super().__init__()
         if denoiser.preconditioning != "operator":
             raise ValueError(f"denoiser: expected operator preconditioning, got {denoiser.preconditioning}")
         if not levels:
             raise ValueError("levels: expected at least one")
         self.denoiser, self.levels, self.trust, self.digest = denoiser, tuple(levels), trust, digest
+        self.spread = (spread or Spread()).to(denoiser.sigma_data.device)
 
     def evaluations(self, draws: int) -> int:
         """Network evaluations of ``draws`` of one scan."""
@@ -100,14 +137,17 @@ class PosteriorSampler(nn.Module):
         conditions: Tensor | None,
     ) -> Tensor:
         """x_0 of one level."""
-        sigma, denoiser = sigma_y.clamp_min(level), self.denoiser
+        sigma, denoiser = torch.hypot(sigma_y, sigma_y.new_tensor(level)), self.denoiser
         if estimate is None:
             seen = operator.adjoint(kspace)
             weight = (sigma**2 / denoiser.sigma_data)[:, None, None]
             start = seen if noise is None else seen + weight * noise
             found: Tensor = denoiser(start, operator, sigma, conditions)
             return found
-        base = estimate if noise is None else estimate + sigma[:, None, None] * noise
+        if noise is None:
+            return denoiser.refined(estimate, operator, sigma, conditions)
+        wide = self.spread(estimate.abs() / denoiser.sigma_data, operator.mask, sigma)
+        base = estimate + sigma[:, None, None] * wide * noise
         return denoiser.refined(base, operator, sigma, conditions)
 
     def _agreeing(self, estimate: Tensor, kspace: Tensor, operator: Sense, sigma_y: Tensor) -> Tensor:
@@ -124,7 +164,7 @@ def held_out_score(
     batch: Batch,
     images: tuple[Tensor, Tensor],
     noise: tuple[Tensor, Tensor],
-    rows: int,
+    block: tuple[int, int],
     recorruption: Tensor | None = None,
 ) -> Tensor:
     """`energy_score` of two draws measured again, on what the network was not shown; one number per item ``(batch,)``.
@@ -170,7 +210,10 @@ def held_out_score(
         operator.forward(sampler(given, shown, told, e, batch.conditions, start)) + level * n
         for e, n in zip(images, noise, strict=True)
     )
+    rows, columns = block
     score = energy_score(first, second, target, held, rows)
+    if columns:
+        score = score + patch_score(first, second, target, shown.with_mask(held), (rows, columns))
     return score if recorruption is None else score + energy_score(first, second, target, batch.further_mask, rows)
 
 
@@ -198,15 +241,39 @@ def energy_score(first: Tensor, second: Tensor, target: Tensor, held: Tensor, ro
     parts = torch.where(held[:, None], parts, 0)
     if held.shape[-2] == 1:
         parts = torch.fft.ifft(parts, dim=-2, norm="ortho")
-    blocks = -(-height // size)
-    norms = torch.linalg.vector_norm(_in_blocks(parts, size, blocks), dim=(2, 4, 5))
-    counts = _in_blocks(held.expand(-1, height, -1)[:, None].to(norms.dtype), size, blocks).sum((1, 3, 4))
-    dimension = 2 * target.shape[1] * counts
-    score = (norms[0] + norms[1] - norms[2]) / (2 * dimension.clamp_min(1).sqrt())
-    return score.sum(-1) / (counts > 0).sum(-1).clamp_min(1)
+    norms = torch.linalg.vector_norm(_in_blocks(parts, size), dim=(2, 4, 5))
+    counts = _in_blocks(held.expand(-1, height, -1)[:, None].to(norms.dtype), size).sum((1, 3, 4))
+    return _score(norms, 2 * target.shape[1] * counts)
 
 
-def _in_blocks(parts: Tensor, size: int, blocks: int) -> Tensor:
+def patch_score(first: Tensor, second: Tensor, target: Tensor, held: Sense, patch: tuple[int, int]) -> Tensor:
+    """Energy score of A_h^H p against A_h^H y, images of held-out samples, a mean over patches; ``(batch,)``.
+
+    Blocks of `energy_score` are as wide as the image, so that a spread that is right in each row may be anywhere in
+    it. Coils tell places along it apart, and of a local error A_h^H A_h leaves a part where it is.
+
+    Args:
+        first, second, target: p_1, p_2, y, complex ``(batch, coil, y, x)``.
+        held: A_h, with the mask of held-out samples.
+        patch: rows and columns.
+    """
+    parts = torch.stack([held.adjoint(p) for p in (first - target, second - target, first - second)])
+    rows, columns = (min(size or side, side) for size, side in zip(patch, parts.shape[-2:], strict=True))
+    patches = _in_blocks(_in_blocks(parts, rows).transpose(-2, -1), columns)  # (3, batch, strip, block, column, row)
+    norms = torch.linalg.vector_norm(patches, dim=(-2, -1)).flatten(2)
+    share = held.mask.to(norms.dtype).mean((1, 2))  # of a white error
+    return _score(norms, (2 * rows * columns * share)[:, None].expand_as(norms[0]))
+
+
+def _score(norms: Tensor, dimension: Tensor) -> Tensor:
+    """Mean over blocks of (|p_1 - y| + |p_2 - y| - |p_1 - p_2|) / (2 sqrt(dimension)), where there is a dimension."""
+    full = dimension > 0
+    score = (norms[0] + norms[1] - norms[2]) / (2 * torch.where(full, dimension, 1).sqrt())
+    return torch.where(full, score, 0).sum(-1) / full.sum(-1).clamp_min(1)
+
+
+def _in_blocks(parts: Tensor, size: int) -> Tensor:
     """``(..., y, x)`` to ``(..., block, row, x)``, zeros after the last row."""
+    blocks = -(-parts.shape[-2] // size)
     padded = nn.functional.pad(parts, (0, 0, 0, size * blocks - parts.shape[-2]))
     return padded.unflatten(-2, (blocks, size))

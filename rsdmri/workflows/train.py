@@ -10,7 +10,7 @@ import torch
 from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import Location, is_uri, refuse_secrets
-from rsdmri.data.simulate import write_simulated
+from rsdmri.data.simulate_files import write_simulated
 from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.errors import InputError, Interrupted
 from rsdmri.files import output_directory

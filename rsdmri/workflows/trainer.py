@@ -1,11 +1,12 @@
 """Runs the stages of a training: steps, progress, logs, checkpoints, and the priors at the end."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from rsdmri import __version__
 from rsdmri.config import Config
@@ -131,7 +132,8 @@ class Trainer:
         schedule = Schedule(self._steps("posterior", budget.posterior), budget.posterior)
         facts = self._train(stage, schedule, "Training posterior", settings.keep)
         if facts is not None:
-            self._export("posterior", stage.average.denoiser, None, facts | training)
+            spread = {f"spread.{name}": tensor for name, tensor in stage.average.spread.state_dict().items()}
+            self._export("posterior", stage.average.denoiser, None, facts | training, spread)
 
     def _train(
         self, stage: Stage, schedule: Schedule, title: str, keep: Literal["last", "best"]
@@ -315,11 +317,20 @@ class Trainer:
             denoiser.load_state_dict(weights)
         return denoiser, facts
 
-    def _export(self, name: str, denoiser: Denoiser, generator: Generator | None, facts: dict[str, Any]) -> None:
+    def _export(
+        self,
+        name: str,
+        denoiser: Denoiser,
+        generator: Generator | None,
+        facts: dict[str, Any],
+        more: Mapping[str, Tensor] | None = None,
+    ) -> None:
         with self.processes.together(), self.stop.at_once():
             if self.bank is not None:
                 facts = facts | domain_facts(self.source.slices, self.bank, self.say)
-                save_prior(self.folder.path / name, denoiser, generator, self.bank, self.config, facts, kind=name)
+                save_prior(
+                    self.folder.path / name, denoiser, generator, self.bank, self.config, facts, kind=name, more=more
+                )
 
     def _facts(self, report: StepReport, stage: Stage, keeper: Keeper, keep: Literal["last", "best"]) -> dict[str, Any]:
         """What is written beside the weights; those of ``stage`` become the best ones where these are to be kept."""

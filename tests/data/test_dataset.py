@@ -104,7 +104,7 @@ def test_training_gives_the_same_weights_with_cache_and_workers(tmp_path, finish
 
 
 def test_slices_of_several_shapes_never_share_a_batch(tmp_path):
-    from rsdmri.data.simulate import write_simulated
+    from rsdmri.data.simulate_files import write_simulated
 
     for size in (32, 33):
         write_simulated(tmp_path / str(size), scans=2, slices=2, size=size, coils=3, noise=0.02, seed=3)

@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from rsdmri.data import anatomy
 from rsdmri.data.fastmri import read_scan
-from rsdmri.data.simulate import CONTRASTS, simulate_scan, write_simulated
+from rsdmri.data.simulate import CONTRASTS, simulate_scan
+from rsdmri.data.simulate_files import write_simulated
 from rsdmri.errors import InputError
 from rsdmri.runtime import numpy_generator
 

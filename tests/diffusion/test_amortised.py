@@ -1,7 +1,7 @@
 """The score of held-out lines: its value, what minimises it, what it reads; and the sampler that learns from it."""
 
 from dataclasses import replace
-from math import pi, sqrt
+from math import e, pi, sqrt
 
 import numpy as np
 import pytest
@@ -9,11 +9,20 @@ import torch
 from references import random_maps, sense_matrix
 from torch import Tensor, nn
 
-from rsdmri.diffusion.amortised import LEAST_WEIGHT, RECORRUPTION, PosteriorSampler, energy_score, held_out_score
+from rsdmri.diffusion.amortised import (
+    LARGEST_LOG,
+    LEAST_WEIGHT,
+    RECORRUPTION,
+    PosteriorSampler,
+    Spread,
+    energy_score,
+    held_out_score,
+    patch_score,
+)
 from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import Denoiser, ridge_inverse
 from rsdmri.diffusion.schedule import unit_noise
-from rsdmri.diffusion.unet import UNet
+from rsdmri.diffusion.unet import UNet, draw_weights
 from rsdmri.physics.sense import sense
 from rsdmri.runtime import numpy_generator, torch_generator
 
@@ -60,9 +69,39 @@ def test_blocks_of_held_out_lines_are_rows_of_the_image(height, rows):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_equal_draws_have_a_gradient():
+@pytest.mark.parametrize("patch", [(2, 4), (3, 2), (0, 0), (9, 1)])
+def test_patches_of_images_of_held_out_lines(patch):
+    """Against dense matrices; patches at the lower and the right edge may be smaller."""
+    rng, height, width = numpy_generator("patches"), 5, 7
+    maps = np.stack([random_maps(rng, 2, height, width) for _ in range(2)])
+    held = np.isin(np.arange(width), [1, 2, 6]), np.zeros(width, bool)
+    first, second, target = rng.normal(size=(3, 2, 2, height, width, 2)) @ [1, 1j]
+    operator = sense(torch.as_tensor(maps), torch.as_tensor(np.stack(held))[:, None])
+    found = patch_score(*map(torch.as_tensor, (first, second, target)), operator, patch)
+    adjoint = sense_matrix(maps[0], held[0]).conj().T
+    a, b, c = (
+        (adjoint @ d[0].reshape(-1)).reshape(height, width) for d in (first - target, second - target, first - second)
+    )
+    rows, columns = (min(size or side, side) for size, side in zip(patch, (height, width), strict=True))
+    patches = [
+        np.s_[top : top + rows, left : left + columns]
+        for top in range(0, height, rows)
+        for left in range(0, width, columns)
+    ]
+    norms = [np.linalg.norm(a[at]) + np.linalg.norm(b[at]) - np.linalg.norm(c[at]) for at in patches]
+    expected = np.mean(norms) / 2 / sqrt(2 * rows * columns * 3 / width)
+    np.testing.assert_allclose(found, [expected, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("patch", [None, (1, 1)])
+def test_equal_draws_have_a_gradient(patch):
     same = torch.zeros(1, 1, 2, 2, dtype=torch.complex64, requires_grad=True)
-    score = energy_score(same, same, torch.zeros_like(same), torch.ones(1, 1, 2, dtype=torch.bool), 1)
+    held = torch.ones(1, 1, 2, dtype=torch.bool)
+    if patch is None:
+        score = energy_score(same, same, torch.zeros_like(same), held, 1)
+    else:
+        operator = sense(torch.ones_like(same), held)
+        score = patch_score(same, same, torch.zeros_like(same), operator, patch)
     (gradient,) = torch.autograd.grad(score.sum(), same)
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
@@ -80,7 +119,7 @@ def fitted(fresh_noise: bool) -> tuple[float, float, float]:
 
     def score() -> Tensor:
         optimiser.zero_grad()
-        first, second = (chosen[0] + chosen[1] * e + NOISE * m * fresh_noise for e, m in ((e1, n1), (e2, n2)))
+        first, second = (chosen[0] + chosen[1] * z + NOISE * m * fresh_noise for z, m in ((e1, n1), (e2, n2)))
         loss = energy_score(first, second, target, held, 1).mean()
         loss.backward()
         return loss
@@ -137,7 +176,7 @@ def seen_loss_and_gradients(batch: Batch) -> tuple[list[Tensor], Tensor, list[Te
     denoiser, seen = network(), []
     denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     images, noise = noise_of(batch)
-    loss = held_out_score(PosteriorSampler(denoiser, (0.1,), 0.1), batch, images, noise, 2)
+    loss = held_out_score(PosteriorSampler(denoiser, (0.1,), 0.1), batch, images, noise, (2, 0))
     return seen, loss, list(torch.autograd.grad(loss.sum(), list(denoiser.parameters())))
 
 
@@ -160,9 +199,11 @@ def test_items_do_not_feel_each_other():
     batch = batch_of()
     images, noise = noise_of(batch)
     sampler = PosteriorSampler(network(), (0.1,), 0.1)
-    together = held_out_score(sampler, batch, images, noise, 4)
+    together = held_out_score(sampler, batch, images, noise, (4, 0))
     own = slice(1, 2)
-    alone = held_out_score(sampler, batch[own], (images[0][own], images[1][own]), (noise[0][own], noise[1][own]), 4)
+    alone = held_out_score(
+        sampler, batch[own], (images[0][own], images[1][own]), (noise[0][own], noise[1][own]), (4, 0)
+    )
     torch.testing.assert_close(together[own], alone)
 
 
@@ -203,7 +244,7 @@ def test_shown_lines_are_asked_for_with_noise_that_was_not_shown():
     again = unit_noise(batch.measured, generator)
     draws = [unit_noise(batch.image, generator) for _ in range(2)]
     sampler = Seeing(*draws)
-    found = held_out_score(sampler, batch, images, noise, 2, again)
+    found = held_out_score(sampler, batch, images, noise, (2, 0), again)
     ((kspace, level),) = sampler.told
     a, seen = RECORRUPTION, batch.further_mask[:, None]
     given, target = kspace - batch.measured, -0.2 / a * again
@@ -225,21 +266,49 @@ def test_levels_after_the_first_refine_and_the_last_draws():
     (noise, _), _ = noise_of(batch)
     denoiser, scan = network(), (batch.measured, batch.operator, batch.sigma_y)
     data = denoiser.sigma_data
-    base = ridge_inverse(batch.operator.adjoint(batch.measured), batch.operator, (0.2 / data).square().expand(3), 6)
+    ratio = ((0.2**2 + 0.01**2) / data**2).expand(3)
+    base = ridge_inverse(batch.operator.adjoint(batch.measured), batch.operator, ratio, 6)
     for level, fresh in ((0.2, 0), (0.1, 0), (0.05, noise)):
-        base = base + level * fresh
-        sigma = torch.full((3,), level)
-        inputs = base * (1 + (level / data) ** 2) / (level**2 + data**2).sqrt()
+        sigma = torch.full((3,), sqrt(level**2 + 0.01**2))
+        told = sigma[0]
+        base = base + told * fresh
+        inputs = base * (1 + (told / data) ** 2) / (told**2 + data**2).sqrt()
         planes = [inputs.real, inputs.imag, batch.mask.float().expand(-1, 8, -1)]
         change = torch.view_as_complex(
             denoiser.network(torch.stack(planes, 1), sigma.log() / 4).movedim(1, -1).contiguous()
         )
         base = base + data * change
-    sampler = PosteriorSampler(denoiser, (0.2, 0.1, 0.05), 0)
+    sampler = PosteriorSampler(denoiser, (0.2, 0.1, 0.05), 0)  # its noise is as wide everywhere before it has learnt
     torch.testing.assert_close(sampler(*scan, noise), base, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sampler(*scan, noise, start=sampler.estimate(*scan)), base, rtol=1e-4, atol=1e-5)
     assert sampler.evaluations(8) == 10
     assert PosteriorSampler(denoiser, (0.2,), 0).estimate(*scan) is None
+
+
+def test_a_draw_begins_with_noise_as_wide_as_the_spread_says():
+    batch = batch_of(noise=0.01)
+    (noise, _), _ = noise_of(batch)
+    spread, denoiser, scan = (
+        Spread().requires_grad_(False),
+        network().requires_grad_(False),
+        (batch.measured, batch.operator, batch.sigma_y),
+    )
+    draw_weights(spread, torch_generator("spread"))
+    last, sigma = spread.layers[-1], torch.full((3,), sqrt(0.05**2 + 0.01**2))
+    nn.init.normal_(last.weight, std=0.2, generator=torch_generator("last"))
+    sampler = PosteriorSampler(denoiser, (0.2, 0.05), 0, spread=spread)
+    estimate = sampler.estimate(*scan)
+    planes = (
+        estimate.abs() / 0.5,
+        batch.mask.float().expand(-1, 8, -1),
+        (sigma.log() / 4)[:, None, None].expand(-1, 8, 9),
+    )
+    wide = spread.layers(torch.stack(planes, 1))[:, 0].exp()
+    assert float(wide.amax() / wide.amin()) > 1.5
+    expected = denoiser.refined(estimate + sigma[:, None, None] * wide * noise, batch.operator, sigma)
+    torch.testing.assert_close(sampler(*scan, noise), expected)
+    nn.init.constant_(last.bias, 100)
+    assert float(spread(planes[0], batch.mask, sigma).max()) == pytest.approx(e**LARGEST_LOG)
 
 
 def test_every_level_learns_and_draws_of_a_scan_share_the_estimate():
@@ -247,7 +316,7 @@ def test_every_level_learns_and_draws_of_a_scan_share_the_estimate():
     sampler, (images, noise) = PosteriorSampler(denoiser, (0.2, 0.1), 0.1), noise_of(batch)
     outputs = []
     denoiser.network.register_forward_hook(lambda _, __, output: outputs.append(output))
-    loss = held_out_score(sampler, batch, images, noise, 2)
+    loss = held_out_score(sampler, batch, images, noise, (2, 0))
     assert len(outputs) == 3
     assert all(float(gradient.abs().max()) > 0 for gradient in torch.autograd.grad(loss.sum(), outputs))
 
@@ -259,7 +328,7 @@ def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(ValueError, match="levels: expected at least one"):
         PosteriorSampler(network(), (), 0.1)
     with pytest.raises(ValueError, match="expected k-space with coil maps"):
-        held_out_score(PosteriorSampler(network(), (0.1,), 0.1), images, (), (), 1)
+        held_out_score(PosteriorSampler(network(), (0.1,), 0.1), images, (), (), (1, 0))
 
 
 HEIGHT, WIDTH, SIGMA = 2, 5, 0.05  # noise per real number
@@ -330,7 +399,7 @@ def toy() -> tuple[Toy, PosteriorSampler]:
         like = batch.image, batch.image, batch.measured, batch.measured, batch.measured
         noise = [unit_noise(each, generator) for each in like]
         optimiser.zero_grad()
-        held_out_score(sampler, batch, tuple(noise[:2]), tuple(noise[2:4]), 0, noise[4]).mean().backward()
+        held_out_score(sampler, batch, tuple(noise[:2]), tuple(noise[2:4]), (0, 0), noise[4]).mean().backward()
         optimiser.step()
     return toy, sampler
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rsdmri.config import load_config
-from rsdmri.data.simulate import write_simulated
+from rsdmri.data.simulate_files import write_simulated
 from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.physics import masks

@@ -3,7 +3,7 @@
 import pytest
 
 from rsdmri.config import load_config
-from rsdmri.data.simulate import write_simulated
+from rsdmri.data.simulate_files import write_simulated
 
 
 @pytest.fixture(scope="session")

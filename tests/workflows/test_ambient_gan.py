@@ -5,7 +5,7 @@ import json
 import pytest
 from runs import go
 
-from rsdmri.data.simulate import write_simulated
+from rsdmri.data.simulate_files import write_simulated
 from rsdmri.errors import InputError
 from rsdmri.priors import load_prior
 from rsdmri.training.checkpoint import load_tensors

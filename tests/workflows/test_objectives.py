@@ -13,7 +13,8 @@ from torch import Tensor
 from rsdmri.config import Config, load_config
 from rsdmri.data.dataset import MaskLaw
 from rsdmri.data.fastmri_write import write_scan
-from rsdmri.data.simulate import simulate_scan, write_simulated
+from rsdmri.data.simulate import simulate_scan
+from rsdmri.data.simulate_files import write_simulated
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics.prepare import PreparedSlice

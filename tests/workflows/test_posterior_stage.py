@@ -61,7 +61,7 @@ def test_the_prior_of_the_run_is_what_it_was(tuned, finished_run):
     assert prior.kind == "prior"
     assert prior.digest == load_prior(finished_run, "cpu").digest
     assert prior.posterior is prior.posterior
-    assert (prior.posterior.levels, prior.posterior.trust) == ((0.1, 0.05, 0.05, 0.03), 0.05)
+    assert (prior.posterior.levels, prior.posterior.trust) == ((0.1, 0.05, 0.03), 0.05)
     assert load_prior(tuned / "teacher", "cpu").posterior.digest == prior.posterior.digest
     assert weights_digest(prior, ProximalSettings()) == prior.digest
     assert weights_digest(prior, AmortisedSettings()) == f"{prior.digest} {prior.posterior.digest}"
@@ -163,12 +163,12 @@ def test_posteriors_that_cannot_be_trained(tmp_path, settings, overrides, messag
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reconstruction_takes_one_evaluation_a_draw_and_three_for_all(tuned, simulated):
+def test_a_reconstruction_takes_one_evaluation_a_draw_and_two_for_all(tuned, simulated):
     scan = sorted(simulated.glob("*.h5"))[0]
     prior = load_prior(tuned, "cpu")
     how = {"prior": prior, "acceleration": 4, "samples": 3}
     result = reconstruct(scan, options={"variant": "amortised"}, **how)
-    assert result.attrs["evaluations"] == 3 + 3
+    assert result.attrs["evaluations"] == 2 + 3
     assert result.attrs["posterior_sha256"] == prior.posterior.digest
     assert result.scores["nmse"] < 0.5
     told = {"variant": "amortised", "trust": 0}

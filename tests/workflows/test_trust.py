@@ -12,7 +12,7 @@ import torch
 from rsdmri.config import load_config
 from rsdmri.data.dataset import MaskLaw, TrainingSlices
 from rsdmri.data.manifest import read_manifest
-from rsdmri.data.simulate import write_simulated
+from rsdmri.data.simulate_files import write_simulated
 from rsdmri.errors import InputError
 from rsdmri.metrics.uncertainty import coverage, object_mask
 from rsdmri.physics.prepare import prepare_slice

@@ -8,7 +8,7 @@ A position is acquired, skipped (left out by the acceleration) or absent (in no 
 from rsdmri.physics.masks.absent import partial_fourier, with_padding
 from rsdmri.physics.masks.content import achieved_acceleration, acs_block, acs_lines, describe
 from rsdmri.physics.masks.density import Falloff
-from rsdmri.physics.masks.fastmri import FASTMRI_FAMILIES, check_acceleration, fastmri_mask
+from rsdmri.physics.masks.fastmri import FASTMRI_FAMILIES, center_fraction, check_acceleration, fastmri_mask
 from rsdmri.physics.masks.further import further_drop, further_mask
 from rsdmri.physics.masks.law import Mask, SamplingLaw
 from rsdmri.physics.masks.lines import FAMILIES, draw_mask, inclusion
@@ -24,6 +24,7 @@ __all__ = [
     "achieved_acceleration",
     "acs_block",
     "acs_lines",
+    "center_fraction",
     "check_acceleration",
     "describe",
     "draw_mask",

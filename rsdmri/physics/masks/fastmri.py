@@ -60,6 +60,11 @@ def draw_fastmri(
     return mask
 
 
+def center_fraction(width: int, acceleration: float) -> float:
+    """The usual ACS share: 0.32 / R as fastMRI has it, but at least 8 lines, or half of all where these are few."""
+    return max(round(0.32 * width / acceleration), min(8, int(width / acceleration) // 2)) / width
+
+
 def check_acceleration(width: int, acceleration: float, center_fraction: float) -> int:
     """Number of ACS lines, ``round(width * center_fraction)``.
 

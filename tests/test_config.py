@@ -55,6 +55,8 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "teacher.images": ("l1-wavelet", "l1-wavelet"),
         "corruption.kind": ("inpainting", "inpainting"),
         "simulate.contrast": ("FLAIR", "FLAIR"),
+        "simulate.echo": ("gradient", "gradient"),
+        "simulate.accelerations": ("[2, 4]", (2.0, 4.0)),
         "data.path": ("somewhere/else with spaces", "somewhere/else with spaces"),
         "data.cache_dir": ("a cache", "a cache"),
         "data.split": ("val", "val"),

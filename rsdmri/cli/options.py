@@ -45,6 +45,14 @@ class Sampler(StrEnum):
     dpmpp_2m = "dpmpp-2m"
 
 
+class Echo(StrEnum):
+    """Echoes of simulated scans."""
+
+    spin = "spin"
+    gradient = "gradient"
+    mixed = "mixed"
+
+
 class Contrast(StrEnum):
     """Contrasts of simulated scans."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rsdmri.cli.app import app
-from rsdmri.cli.options import Axes, Contrast, Frame, Seed, Trust, Variable
+from rsdmri.cli.options import Axes, Contrast, Echo, Frame, Seed, Trust, Variable
 from rsdmri.errors import InputError
 
 
@@ -20,6 +20,7 @@ def simulate(
     noise: Annotated[float, typer.Option(help="noise per k-space sample over the brightest tissue")] = 0.01,
     contrast: Annotated[Contrast, typer.Option(case_sensitive=False, help="tissue contrast")] = Contrast.mixed,
     seed: Seed = 0,
+    echo: Annotated[Echo, typer.Option(help="gradient: with the phase of air nearby and of fat")] = Echo.spin,
     volumes: Annotated[
         Path | None, typer.Option(help="folder of NIfTI volumes, whose anatomy is scanned [packaged heads]")
     ] = None,
@@ -43,6 +44,7 @@ def simulate(
             noise=noise,
             contrast=contrast.value,
             seed=seed,
+            echo=echo.value,
             volumes=found,
             accelerations=acceleration or (),
             progress=lambda *_: bar.advance(),

@@ -16,6 +16,8 @@ class SimulateConfig(Section):
     coils: int = Field(8, ge=1, le=128)
     noise: float = Field(0.01, ge=0, description="noise per complex k-space sample over the image's 99th percentile")
     contrast: Literal["mixed", "T1w", "T2w", "PDw", "FLAIR"] = "mixed"
+    echo: Literal["spin", "gradient", "mixed"] = Field("spin", description="gradient: phase of air nearby and of fat")
+    accelerations: tuple[float, ...] = Field((), description="scans undersampled by these in turn; none: full ones")
     seed: int = 0
 
 

@@ -16,6 +16,7 @@ from rsdmri.errors import InputError
 from rsdmri.runtime import numpy_generator
 
 CONTRASTS = ("T1w", "T2w", "PDw", "FLAIR")
+ECHOES = ("spin", "gradient", "mixed")
 
 # T1 ms, T2 ms, relative proton density at 3 T. White and grey matter: Wansapura et al. 1999 (JMRI 9:531); muscle:
 # Stanisz et al. 2005 (MRM 54:507); fat: Gold et al. 2004 (AJR 183:343); fluid, marrow, bone and skin: rounded from
@@ -30,6 +31,7 @@ _RELAXATION = {
     "muscle": (1412.0, 50.0, 0.75),
     "skin": (1100.0, 35.0, 0.70),
 }
+_FATTY = ("fat", "marrow")
 # Power of the template's own T1-weighted detail in each contrast.
 _DETAIL_POWER = {"T1w": 0.8, "T2w": -0.8, "PDw": -0.3, "FLAIR": -0.5}
 
@@ -82,6 +84,7 @@ def simulate_scan(
     noise: float = 0.01,
     contrast: str = "mixed",
     seed: int = 0,
+    echo: str = "spin",
     volume: Magnitudes | None = None,
 ) -> SimulatedScan:
     """Simulate one subject's scan.
@@ -96,23 +99,31 @@ def simulate_scan(
             per pixel of a coil image). Coils are correlated.
         contrast: one of `CONTRASTS`, or ``mixed``: each once in every four subjects.
         seed: which population.
+        echo: of `ECHOES`: ``gradient`` adds the phase that air nearby and fat leave where no pulse refocuses them,
+            ``mixed`` to one subject in two.
         volume: anatomy and contrast are drawn from it, see `draw_slices`; None: packaged anatomy.
 
     Raises:
         InputError: a setting out of range.
     """
-    check_settings(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast)
+    check_settings(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo)
     key = ("simulate", seed, subject_seed)
     if volume is None:
         contrast = _drawn_contrast(contrast, seed, subject_seed)
-        magnitude, heights, fov = _rendered(key, contrast, slices=slices, size=size)
+        water, fat, heights, fov = _rendered(key, contrast, slices=slices, size=size)
     else:
         drawn = draw_slices(volume, numpy_generator(*key, "head"), slices=slices, size=size)
-        magnitude, heights, fov, contrast = drawn.magnitude, drawn.heights, drawn.fov_mm, "volume"
+        water, fat, heights, fov, contrast = drawn.magnitude, None, drawn.heights, drawn.fov_mm, "volume"
     line = (np.arange(size) - size // 2) / size  # field of view is [-1/2, 1/2)
     height = heights / fov
     maps, shading = _coil_maps(numpy_generator(*key, "coils"), coils, height, line)
-    image = _phase(numpy_generator(*key, "phase"), height, line) * (magnitude * shading)
+    tissue, phase = water if fat is None else water + fat, _phase(numpy_generator(*key, "phase"), height, line)
+    generator = numpy_generator(*key, "echo")
+    if echo == "gradient" or (echo == "mixed" and generator.uniform() < 0.5):
+        dephased, shift = _unrefocused(generator, height, line)
+        phase = phase * dephased
+        tissue = water if fat is None else water + shift * fat
+    image = phase * (tissue * shading)
     scale = float(10.0 ** numpy_generator(*key, "scale").uniform(-6, -3))
     image = (image * (scale / np.percentile(np.abs(image), 99))).astype(np.complex64)
 
@@ -134,25 +145,30 @@ def _drawn_contrast(contrast: str, seed: int, subject_seed: int) -> str:
 
 def _rendered(
     key: tuple[object, ...], contrast: str, *, slices: int, size: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Magnitudes (slice, y, x), heights in mm (slice,) and field of view in mm of a head of packaged anatomy."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Water and fat (slice, y, x), heights in mm (slice,), field of view in mm of a head of packaged anatomy."""
     head = draw_head(numpy_generator(*key, "head"), slices=slices, size=size)
     signal = _draw_signal(numpy_generator(*key, "contrast"), contrast)
-    magnitude = np.empty((slices, size, size), np.float32)
+    fatty = np.isin(TISSUES, _FATTY)
+    parts = np.empty((2, slices, size, size), np.float32)
     for index, rendered in enumerate(head.slices):
-        fine = np.tensordot(signal, rendered.fractions, 1) * rendered.detail ** _DETAIL_POWER[contrast]
-        step = len(fine) // size
-        magnitude[index] = fine.reshape(size, step, size, step).mean((1, 3))
-    return magnitude, head.heights, head.fov_mm
+        detail = rendered.detail ** _DETAIL_POWER[contrast]
+        for part, kept in enumerate((~fatty, fatty)):
+            fine = np.tensordot(signal * kept, rendered.fractions, 1) * detail
+            step = len(fine) // size
+            parts[part, index] = fine.reshape(size, step, size, step).mean((1, 3))
+    return parts[0], parts[1], head.heights, head.fov_mm
 
 
-def check_settings(*, slices: int, size: int, coils: int, noise: float, contrast: str) -> None:
+def check_settings(*, slices: int, size: int, coils: int, noise: float, contrast: str, echo: str = "spin") -> None:
     """Raise `InputError` for a setting of `simulate_scan` that is out of range."""
     for name, value, low, high in (("slices", slices, 1, 512), ("size", size, 16, 512), ("coils", coils, 1, 128)):
         if not low <= value <= high:
             raise InputError(f"--{name} {value}: must be between {low} and {high}")
     if not 0 <= noise <= 10:
         raise InputError(f"--noise {noise}: must be between 0 and 10 (1 is the brightest tissue)")
+    if echo not in ECHOES:
+        raise InputError(f"--echo {echo}: must be one of {', '.join(ECHOES)}")
     if contrast not in ("mixed", *CONTRASTS):
         raise InputError(f"--contrast {contrast}: must be one of mixed, {', '.join(CONTRASTS)}")
 
@@ -187,7 +203,7 @@ def _draw_signal(generator: np.random.Generator, contrast: str) -> np.ndarray:
     if inversion is not None:
         recovery = np.abs(recovery + 2 * (np.exp(-repetition / t1) - np.exp(-inversion / t1)))
     signal: np.ndarray = density * recovery * np.exp(-echo / t2)
-    for fatty in ("fat", "marrow"):
+    for fatty in _FATTY:
         signal[TISSUES.index(fatty)] *= 0.2 + 0.5 * fat
     return np.asarray(signal, np.float32)
 
@@ -233,6 +249,24 @@ def _phase(generator: np.random.Generator, height: np.ndarray, line: np.ndarray)
     phase = phase + square[0] * x**2 + square[1] * y**2 + square[2] * x * y
     unit = (np.clip(height + 0.5, 0, 1), line + 0.5, line + 0.5)
     return np.asarray(np.exp(1j * (phase + 0.4 * smooth_field(generator, unit, 8))), np.complex64)
+
+
+def _unrefocused(generator: np.random.Generator, height: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, complex]:
+    """Phase exp(i f) (slice, y, x) of a gradient echo near air, and exp(i g) of its fat.
+
+    f is a sum over the frontal sinus, the two ears and a place anywhere of A (1 + d^2 / w^2)^(-3/2), d the distance:
+    25 (frontal) or 8 rad (standard deviation of A) times an echo time of 0.2 to 1. g is anywhere in the circle.
+    """
+    places = [(0.0, -0.34, -0.05, 25.0), (0.3, 0.02, -0.08, 8.0), (-0.3, 0.02, -0.08, 8.0)]
+    places.append((*generator.uniform(-0.3, 0.3, 2), generator.uniform(-0.1, 0.2), 8.0))
+    z, y, x = np.meshgrid(height, line, line, indexing="ij", sparse=True)
+    echo, field = generator.uniform(0.2, 1.0), np.zeros(np.broadcast_shapes(z.shape, y.shape, x.shape))
+    for right, down, up, amplitude in places:
+        at = np.array([right, down, up]) + generator.normal(0, 0.04, 3)
+        squared = (x - at[0]) ** 2 + (y - at[1]) ** 2 + (z - at[2]) ** 2
+        field += generator.normal(0, amplitude) * (1 + squared / generator.uniform(0.08, 0.16) ** 2) ** -1.5
+    shift = complex(np.exp(1j * generator.uniform(-np.pi, np.pi)))
+    return np.exp(1j * echo * field).astype(np.complex64), shift
 
 
 def _noise_covariance(generator: np.random.Generator, coils: int) -> np.ndarray:

@@ -45,6 +45,7 @@ def write_simulated(
     noise: float = 0.01,
     contrast: str = "mixed",
     seed: int = 0,
+    echo: str = "spin",
     volumes: Sequence[Path] = (),
     accelerations: Sequence[float] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -68,13 +69,14 @@ def write_simulated(
     """
     if not 1 <= scans <= 99_999:
         raise InputError(f"--scans {scans}: must be between 1 and 99999")
-    check_settings(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast)
+    check_settings(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo)
     if volumes and contrast != "mixed":
         raise InputError(f"--contrast {contrast}: volumes have their own; leave it out")
     for acceleration in accelerations:
         masks.check_acceleration(size, acceleration, masks.center_fraction(size, acceleration))
     folder = output_directory(out)
     settings = {"slices": slices, "size": size, "coils": coils, "noise": noise, "contrast": contrast, "seed": seed}
+    settings |= {} if echo == "spin" else {"echo": echo}  # files of before say nothing of it
     entries = []
     for subject in _subjects(scans, seed, volumes):
         path = folder / f"sim{subject.number:05d}.h5"

@@ -139,6 +139,29 @@ def test_same_key_same_scan_other_key_other_scan():
         assert np.linalg.norm(a - b) > 0.1 * np.linalg.norm(a)
 
 
+def test_a_gradient_echo_turns_water_by_a_smooth_phase_and_fat_by_another_angle():
+    how = {"slices": 2, "size": 128, "coils": 1, "noise": 0.0, "contrast": "T1w"}
+    spin, gradient = (simulate_scan(5, echo=echo, **how) for echo in ("spin", "gradient"))
+    unit = [scan.image / scan.scale for scan in (spin, gradient)]
+    brain, tissue = np.abs(unit[0][:, 50:78, 50:78]), np.abs(unit[0]) > 0.05
+    level = np.median(np.abs(unit[1][:, 50:78, 50:78]) / brain)  # of what 1 is
+    np.testing.assert_allclose(np.abs(unit[1][:, 50:78, 50:78]), level * brain, rtol=1e-4)
+    turn = np.angle(unit[1] / np.where(tissue, unit[0], 1)) * tissue
+    assert np.ptp(np.unwrap(turn[0, 40:88, 64])) > 0.3
+    steps = np.where(tissue[:, 1:] & tissue[:, :-1], np.abs(np.diff(np.exp(1j * turn), axis=1)), 0)
+    assert steps[:, 50:77, 50:78].max() < 0.3 < 0.8 < steps.max()  # the brain's, and that to its rim of fat
+    ring = np.abs(np.abs(unit[1]) - level * np.abs(unit[0])) > 0.05  # where water and fat share a pixel
+    assert 0 < ring.mean() < 0.1
+
+
+def test_mixed_echoes_are_of_both_kinds():
+    alike = [
+        np.array_equal(*(simulate_scan(i, slices=1, size=16, coils=1, echo=echo).image for echo in ("spin", "mixed")))
+        for i in range(16)
+    ]
+    assert 4 <= sum(alike) <= 12
+
+
 def test_noise_does_not_change_the_anatomy():
     quiet, loud = (simulate_scan(7, slices=1, size=32, coils=2, noise=noise) for noise in (0.0, 0.3))
     assert np.array_equal(quiet.image, loud.image)
@@ -146,7 +169,16 @@ def test_noise_does_not_change_the_anatomy():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("slices", 0), ("size", 8), ("size", 4096), ("coils", 0), ("noise", -1.0), ("noise", np.nan), ("contrast", "CT")],
+    [
+        ("slices", 0),
+        ("size", 8),
+        ("size", 4096),
+        ("coils", 0),
+        ("noise", -1.0),
+        ("noise", np.nan),
+        ("contrast", "CT"),
+        ("echo", "stimulated"),
+    ],
 )
 def test_settings_out_of_range_are_named(setting, value):
     with pytest.raises(InputError, match=f"--{setting}"):

@@ -192,7 +192,7 @@ def held_out_score(
         batch: with maps.
         images: e_1 and e_2, standard noise of images ``(batch, y, x)``.
         noise: n_1 and n_2 over their level, standard noise of the measurements ``(batch, coil, y, x)``.
-        rows: of `energy_score`.
+        block: rows of `energy_score`, and columns of a patch of as many rows, whose `patch_score` is added; 0: none.
         recorruption: r, like them; None: held-out lines alone.
     """
     operator, shown = batch.operator, batch.shown

@@ -3,7 +3,8 @@
     python benchmarks/real_scans.py SCAN... --prior runs/NAME --panels FOLDER --json real.json
 
 Scores are against the root sum of squares of the full data, its noise included; in brackets how much of the object the
-90 % band holds, widened by held-out lines of the same scan, and the rank correlation of standard deviation and error.
+90 % band holds, widened by held-out lines of the same scan and by the noise of the full data, and the rank correlation
+of standard deviation and error.
 Settings of the methods are those of ``--options`` (JSON: settings by method), as a search on other scans found them;
 their defaults otherwise.
 """
@@ -31,7 +32,7 @@ def measured(scan: Any, method: str, acceleration: float | None, arguments: argp
     attributes = ("held_out_residual", "alarm", "interval_factor", "domain_distance", "out_of_domain", "evaluations")
     row |= {name: found.attrs.get(name) for name in attributes}
     if found.target is not None and found.quantiles is not None:
-        row |= bands.scores([found])
+        row |= bands.scores([found], noisy=True)
     return found, row | {"seconds": found.attrs["seconds_per_slice"]}
 
 

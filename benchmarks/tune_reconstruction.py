@@ -8,8 +8,8 @@ Subjects are simulated heads, of another population than a training set of the s
 noise-free images.
 Every result is a line of JSON: settings, NRMSE, PSNR and SSIM (means over scans), seconds and network evaluations per
 image; of the tests of `rsd` also the coverage of its 90 % bands, as drawn and widened by the factor that makes them
-cover 90 % of the validation subjects, and the rank correlation of standard deviation and error. Lines that are there
-are not made again: the same command goes on where it stopped.
+cover 90 % of further subjects (``--calibration``), and the rank correlation of standard deviation and error. Lines that
+are there are not made again: the same command goes on where it stopped.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main() -> None:
                 row = book.row("validation", name, options, sets["validation"], arguments, prior)
                 bar.advance(method=name, nrmse=row["nrmse"])
             best = book.best(name)["options"]
-            known = trusted(best, sets, arguments, prior) if SPACES[name][0] == "rsd" else dict
+            known = trusted(best, sets["test"], arguments, prior) if SPACES[name][0] == "rsd" else dict
             book.row("test", name, best, sets["test"], arguments, prior, known)
             bar.advance()
     book.show(names)
@@ -135,7 +135,8 @@ def lacking(prior: Any) -> list[str]:
 def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a row must agree in to count."""
     names = ("subjects", "slices", "size", "coils", "noise", "contrast", "population", "acceleration", "samples")
-    return {name: getattr(arguments, name) for name in names}
+    echo = {} if arguments.echo == "spin" else {"echo": arguments.echo}
+    return {name: getattr(arguments, name) for name in names} | echo
 
 
 def networks(prior: Any) -> dict[str, str]:
@@ -167,9 +168,10 @@ def subjects(arguments: argparse.Namespace, stage: str) -> Iterator[Any]:
     """Fully sampled scans of one stage with their noise-free images as targets."""
     from rsdmri.data.simulate import simulate_scan
 
-    first = 0 if stage == "validation" else arguments.subjects
-    for subject in range(first, first + arguments.subjects):
-        settings = {name: getattr(arguments, name) for name in ("slices", "size", "coils", "noise", "contrast")}
+    first = {"validation": 0, "test": 1, "calibration": 2}[stage] * arguments.subjects
+    for subject in range(first, first + (arguments.calibration if stage == "calibration" else arguments.subjects)):
+        names = ("slices", "size", "coils", "noise", "contrast", "echo")
+        settings = {name: getattr(arguments, name) for name in names}
         made = simulate_scan(subject, seed=arguments.population, **settings)
         yield made.as_scan(f"head{subject:05d}")
 
@@ -233,17 +235,15 @@ class Book:
         print("* on the validation subjects, as the settings were chosen")
 
 
-def trusted(
-    options: Options, sets: dict[str, list], arguments: argparse.Namespace, prior: Any
-) -> Callable[[], dict[str, float]]:
-    """Gives coverage, as drawn and calibrated on the validation subjects, and rank correlation on the test subjects."""
+def trusted(options: Options, scans: list, arguments: argparse.Namespace, prior: Any) -> Callable[[], dict[str, float]]:
+    """Gives coverage, as drawn and calibrated on the subjects for that, and rank correlation on the test ``scans``."""
 
     def measured() -> dict[str, float]:
-        validation, test = (
-            [_reconstructed("rsd", options, scan, arguments, prior) for scan in sets[stage]]
-            for stage in ("validation", "test")
+        others, test = (
+            [_reconstructed("rsd", options, scan, arguments, prior) for scan in each]
+            for each in (subjects(arguments, "calibration"), scans)
         )
-        drawn, factor = bands.scores(test), bands.factor(validation)
+        drawn, factor = bands.scores(test), bands.factor(others)
         widened = None if factor is None else bands.scores(test, factor)["coverage"]
         return drawn | {"coverage_calibrated": widened, "factor": factor}
 
@@ -291,6 +291,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--coils", type=int, default=4)
     parser.add_argument("--noise", type=float, default=0.01)
     parser.add_argument("--contrast", default="mixed")
+    parser.add_argument("--echo", default="spin")
+    parser.add_argument("--calibration", type=int, default=40, help="subjects that bands are widened by")
     parser.add_argument("--population", type=int, default=2000, help="seed of the subjects")
     parser.add_argument("--acceleration", type=float, default=4.0)
     parser.add_argument("--samples", type=int, default=4, help="draws whose mean is the image")

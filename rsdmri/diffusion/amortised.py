@@ -57,14 +57,16 @@ class PosteriorSampler(nn.Module):
     Each level improves an estimate x of the mean, but the last, which draws; the first starts from none:
 
         r = (A^H A + s^2 / sd^2)^-1 (A^H y + (s^2 / sd) e)   at the first level, where K > 1 without e,
-        r = x                                                at others,  r = x + s g(x, M, s) e at the last,
+        r = x                                                at others,
+        r = x + s w (A^H A + w)^-1 (g(x, M, s) e)            at the last,
         x_0 = r + sd F(r, M, s),
         x = argmin |A x - y|^2 / s_y^2 + |x - x_0|^2 / trust^2      at all but the last, which ends with x_0.
 
     The first line and x_0 are D of the ``operator`` form. No noise is added to the samples, which would lose what they
     say: with K = 1, r is the minimiser of |A r - y|^2 / s^2 + |r - sd e|^2 / sd^2: y where lines were acquired, and a
     draw of white images of the right size where none were. All draws of a scan share `estimate`, so that n of them take
-    K - 1 + n evaluations. s is sqrt(s_k^2 + s_y^2): the level k of K with the noise of the samples.
+    K - 1 + n evaluations. s is sqrt(s_k^2 + s_y^2): the level k of K with the noise of the samples. The noise of a draw
+    is as wide as g says, and w = 0.1 leaves little of it where the samples say what the image is.
 
     Args:
         denoiser: the network, of the ``operator`` preconditioning.
@@ -147,8 +149,9 @@ class PosteriorSampler(nn.Module):
         if noise is None:
             return denoiser.refined(estimate, operator, sigma, conditions)
         wide = self.spread(estimate.abs() / denoiser.sigma_data, operator.mask, sigma)
-        base = estimate + sigma[:, None, None] * wide * noise
-        return denoiser.refined(base, operator, sigma, conditions)
+        weight = torch.full_like(sigma, LEAST_WEIGHT)
+        unseen = LEAST_WEIGHT * ridge_inverse(wide * noise, operator, weight, denoiser.iterations)
+        return denoiser.refined(estimate + sigma[:, None, None] * unseen, operator, sigma, conditions)
 
     def _agreeing(self, estimate: Tensor, kspace: Tensor, operator: Sense, sigma_y: Tensor) -> Tensor:
         """x of an estimate x_0."""

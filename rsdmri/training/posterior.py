@@ -68,9 +68,9 @@ class PosteriorStage(SingleStage[PosteriorSampler]):
 
 
 def further_levels(chances: Tensor, highest: float) -> Tensor:
-    """Levels of noise to add, ``(batch,)``: for two of three items ``highest`` / 20 to ``highest``, the logarithm being
-    uniform, for the third 0; from ``chances`` uniform in [0, 1]."""
-    share = 1.5 * chances
+    """Levels of noise to add, ``(batch,)``: for one of two items ``highest`` / 20 to ``highest``, the logarithm being
+    uniform, for others 0; from ``chances`` uniform in [0, 1]."""
+    share = 2 * chances
     return torch.where(share < 1, highest * NOISE_RANGE**-share, 0)
 
 

@@ -271,7 +271,8 @@ def test_levels_after_the_first_refine_and_the_last_draws():
     for level, fresh in ((0.2, 0), (0.1, 0), (0.05, noise)):
         sigma = torch.full((3,), sqrt(level**2 + 0.01**2))
         told = sigma[0]
-        base = base + told * fresh
+        left = ridge_inverse(fresh * torch.ones_like(base), batch.operator, torch.full((3,), LEAST_WEIGHT), 6)
+        base = base + told * LEAST_WEIGHT * left
         inputs = base * (1 + (told / data) ** 2) / (told**2 + data**2).sqrt()
         planes = [inputs.real, inputs.imag, batch.mask.float().expand(-1, 8, -1)]
         change = torch.view_as_complex(
@@ -285,7 +286,7 @@ def test_levels_after_the_first_refine_and_the_last_draws():
     assert PosteriorSampler(denoiser, (0.2,), 0).estimate(*scan) is None
 
 
-def test_a_draw_begins_with_noise_as_wide_as_the_spread_says():
+def test_a_draw_begins_with_noise_as_wide_as_the_spread_says_where_samples_do_not_tell():
     batch = batch_of(noise=0.01)
     (noise, _), _ = noise_of(batch)
     spread, denoiser, scan = (
@@ -296,6 +297,7 @@ def test_a_draw_begins_with_noise_as_wide_as_the_spread_says():
     draw_weights(spread, torch_generator("spread"))
     last, sigma = spread.layers[-1], torch.full((3,), sqrt(0.05**2 + 0.01**2))
     nn.init.normal_(last.weight, std=0.2, generator=torch_generator("last"))
+    denoiser.iterations = 60
     sampler = PosteriorSampler(denoiser, (0.2, 0.05), 0, spread=spread)
     estimate = sampler.estimate(*scan)
     planes = (
@@ -305,8 +307,16 @@ def test_a_draw_begins_with_noise_as_wide_as_the_spread_says():
     )
     wide = spread.layers(torch.stack(planes, 1))[:, 0].exp()
     assert float(wide.amax() / wide.amin()) > 1.5
-    expected = denoiser.refined(estimate + sigma[:, None, None] * wide * noise, batch.operator, sigma)
-    torch.testing.assert_close(sampler(*scan, noise), expected)
+    left = noise.clone()
+    for item in range(3):
+        matrix = torch.as_tensor(
+            sense_matrix(batch.maps[item].numpy(), batch.mask[item].numpy()), dtype=torch.complex64
+        )
+        normal = matrix.mH @ matrix + LEAST_WEIGHT * torch.eye(72)
+        left[item] = LEAST_WEIGHT * torch.linalg.solve(normal, (wide * noise)[item].reshape(-1)).reshape(8, 9)
+    assert 0.2 < float(left.norm() / (wide * noise).norm()) < 0.9
+    expected = denoiser.refined(estimate + sigma[:, None, None] * left, batch.operator, sigma)
+    torch.testing.assert_close(sampler(*scan, noise), expected, rtol=1e-4, atol=1e-5)
     nn.init.constant_(last.bias, 100)
     assert float(spread(planes[0], batch.mask, sigma).max()) == pytest.approx(e**LARGEST_LOG)
 

@@ -26,7 +26,7 @@ def scan() -> tuple[Batch, torch.Tensor]:
 
 
 def test_levels_of_further_noise():
-    chances = torch.tensor([0.0, 1 / 3, 0.6666, 0.6667, 1.0], dtype=torch.float64)
+    chances = torch.tensor([0.0, 1 / 4, 0.49999, 0.50001, 1.0], dtype=torch.float64)
     found = further_levels(chances, 0.1)
     np.testing.assert_allclose(found, [0.1, 0.1 / 20**0.5, 0.005, 0, 0], rtol=1e-3)
 

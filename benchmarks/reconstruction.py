@@ -124,7 +124,7 @@ def measure(data: dict, folder: Path, arguments: argparse.Namespace) -> dict[str
 
 def ours(data: dict) -> dict[tuple[str, str], Method]:
     from rsdmri.physics import sense
-    from rsdmri.reconstruction.classical import l1_wavelet, sense_cg, tv
+    from rsdmri.physics.classical import l1_wavelet, sense_cg, tv
     from rsdmri.runtime import torch_generator
 
     kspace, maps, mask = data["kspace"][None], data["maps"][None], data["mask"]
@@ -152,9 +152,9 @@ def drawn(data: dict, arguments: argparse.Namespace) -> dict[tuple[str, str], Me
     import torch
 
     from rsdmri.physics import sense
+    from rsdmri.physics.classical import l1_strength, l1_wavelet
     from rsdmri.priors import load_prior
     from rsdmri.reconstruction.amortised import shared_estimate
-    from rsdmri.reconstruction.classical import l1_strength, l1_wavelet
     from rsdmri.reconstruction.consistency import Measurements
     from rsdmri.reconstruction.posterior import chosen_settings, draw
     from rsdmri.reconstruction.settings import AmortisedSettings, parse_options

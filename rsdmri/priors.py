@@ -341,7 +341,7 @@ def load_posterior(folder: Path, device: torch.device) -> PosteriorSampler:
         denoiser = build_denoiser(config, meta["sigma_data"], device)
         denoiser.load_state_dict(_part("denoiser.", tensors))
         settings = config.posterior
-        sampler = PosteriorSampler(denoiser, settings.levels, settings.trust, meta["sha256"])
+        sampler = PosteriorSampler(denoiser, settings.levels, settings.trust, meta["sha256"], warm=settings.warm)
         sampler.spread.load_state_dict(_part("spread.", tensors))
     return sampler.eval().requires_grad_(False)
 

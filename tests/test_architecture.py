@@ -58,6 +58,7 @@ FLOORS = {
     "rsdmri.physics.adapters": 2,
     "rsdmri.physics.volume": 2,
     "rsdmri.physics.emulation": 1,
+    "rsdmri.physics.classical": 2,
     "rsdmri.physics.prepare": 3,
     "rsdmri.diffusion.denoiser": 3,
     "rsdmri.diffusion.acquisitions": 3,

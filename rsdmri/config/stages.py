@@ -97,6 +97,7 @@ class PosteriorConfig(Section):
 
     start: Literal["teacher", "generator"] = Field("teacher", description="weights that it starts from")
     levels: tuple[Level, ...] = Field((0.1, 0.05, 0.03), min_length=1, description="an evaluation each")
+    warm: int = Field(20, ge=0, description="iterations of L1-wavelet that the first level starts from; 0: from SENSE")
     trust: float = Field(0.05, ge=0, description="error per pixel between levels; 0: no data consistency there")
     held_out: float = Field(0.75, ge=0, le=1, description="most of the outer lines; 0: acquisition.further_drop")
     rows: int = Field(4, ge=0, description="image rows of a block whose joint law is scored; 0: all")

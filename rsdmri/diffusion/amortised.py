@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import Denoiser, ridge_inverse
+from rsdmri.physics.classical import l1_strength, l1_wavelet
 from rsdmri.physics.sense import Sense
+from rsdmri.runtime import torch_generator
 
 RECORRUPTION = 0.5  # alpha: noise added to what is shown, over the measurements' own
 LARGEST_LOG = 3.0  # of the spread
+WARM_STRENGTH = 0.1, 0.001  # factor and floor of `l1_strength`, as tuned on simulated heads (recipes/reconstruction)
 LEAST_WEIGHT = 0.1  # of the estimate against the data: what few conjugate-gradient iterations solve
 
 
@@ -56,13 +59,14 @@ class PosteriorSampler(nn.Module):
 
     Each level improves an estimate x of the mean, but the last, which draws; the first starts from none:
 
-        r = (A^H A + s^2 / sd^2)^-1 (A^H y + (s^2 / sd) e)   at the first level, where K > 1 without e,
+        r = `l1_wavelet` of y, few iterations                at the first level, where K > 1,
+        r = (A^H A + s^2 / sd^2)^-1 (A^H y + (s^2 / sd) e)   at the first level, where K = 1,
         r = x                                                at others,
         r = x + s w (A^H A + w)^-1 (g(x, M, s) e)            at the last,
         x_0 = r + sd F(r, M, s),
         x = argmin |A x - y|^2 / s_y^2 + |x - x_0|^2 / trust^2      at all but the last, which ends with x_0.
 
-    The first line and x_0 are D of the ``operator`` form. No noise is added to the samples, which would lose what they
+    The second line and x_0 are D of the ``operator`` form. No noise is added to the samples, which would lose what they
     say: with K = 1, r is the minimiser of |A r - y|^2 / s^2 + |r - sd e|^2 / sd^2: y where lines were acquired, and a
     draw of white images of the right size where none were. All draws of a scan share `estimate`, so that n of them take
     K - 1 + n evaluations. s is sqrt(s_k^2 + s_y^2): the level k of K with the noise of the samples. The noise of a draw
@@ -73,6 +77,7 @@ class PosteriorSampler(nn.Module):
         levels: s_1, ..., s_K.
         trust: error per pixel that x_0 is taken to have; 0 leaves out these steps. The weight s_y^2 / trust^2 of x_0 is
             at least 0.1.
+        warm: iterations of `l1_wavelet`; 0: there, too, r is the ridge solution, with e = 0.
         digest: sha256 of the file of the weights.
         spread: g; None: one that is 1.
 
@@ -81,7 +86,13 @@ class PosteriorSampler(nn.Module):
     """
 
     def __init__(
-        self, denoiser: Denoiser, levels: Sequence[float], trust: float, digest: str = "", spread: Spread | None = None
+        self,
+        denoiser: Denoiser,
+        levels: Sequence[float],
+        trust: float,
+        digest: str = "",
+        spread: Spread | None = None,
+        warm: int = 0,
     ):
         super().__init__()
         if denoiser.preconditioning != "operator":
@@ -89,6 +100,7 @@ class PosteriorSampler(nn.Module):
         if not levels:
             raise ValueError("levels: expected at least one")
         self.denoiser, self.levels, self.trust, self.digest = denoiser, tuple(levels), trust, digest
+        self.warm = warm
         self.spread = (spread or Spread()).to(denoiser.sigma_data.device)
 
     def evaluations(self, draws: int) -> int:
@@ -140,6 +152,8 @@ class PosteriorSampler(nn.Module):
     ) -> Tensor:
         """x_0 of one level."""
         sigma, denoiser = torch.hypot(sigma_y, sigma_y.new_tensor(level)), self.denoiser
+        if estimate is None and noise is None and self.warm:
+            estimate = self._warm(kspace, operator, sigma_y)
         if estimate is None:
             seen = operator.adjoint(kspace)
             weight = (sigma**2 / denoiser.sigma_data)[:, None, None]
@@ -152,6 +166,13 @@ class PosteriorSampler(nn.Module):
         weight = torch.full_like(sigma, LEAST_WEIGHT)
         unseen = LEAST_WEIGHT * ridge_inverse(wide * noise, operator, weight, denoiser.iterations)
         return denoiser.refined(estimate + sigma[:, None, None] * unseen, operator, sigma, conditions)
+
+    @torch.no_grad()
+    def _warm(self, kspace: Tensor, operator: Sense, sigma_y: Tensor) -> Tensor:
+        """r of the first level."""
+        strength = l1_strength(sqrt(2) * sigma_y, *WARM_STRENGTH)
+        shifts = torch_generator("warm")  # of the wavelets' grid, every time the same
+        return l1_wavelet(operator, kspace, strength=strength, iterations=self.warm, generator=shifts, tolerance=0.0)
 
     def _agreeing(self, estimate: Tensor, kspace: Tensor, operator: Sense, sigma_y: Tensor) -> Tensor:
         """x of an estimate x_0."""

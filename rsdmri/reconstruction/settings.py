@@ -13,7 +13,7 @@ from pydantic import Field
 from rsdmri.config import Level, Section, parse_value, validated
 from rsdmri.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
 from rsdmri.errors import InputError
-from rsdmri.reconstruction import classical
+from rsdmri.physics import classical
 
 Start = Literal["noise", "sense", "l1-wavelet"]
 Lines = Literal["all", "acquired"]

@@ -45,7 +45,7 @@ class PosteriorStage(SingleStage[PosteriorSampler]):
         spread = Spread()
         draw_weights(spread, torch_generator(config.seed, "spread"))
         way = self.settings.levels, self.settings.trust
-        sampler = PosteriorSampler(denoiser.requires_grad_(True), *way, spread=spread)
+        sampler = PosteriorSampler(denoiser.requires_grad_(True), *way, spread=spread, warm=self.settings.warm)
         super().__init__(config, self.settings, sampler, batches, shards, held_out)
         compiled(denoiser, config.network.compile)
 

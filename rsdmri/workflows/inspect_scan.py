@@ -9,12 +9,12 @@ import torch
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
+from rsdmri.physics.classical import sense_cg, sense_strength
 from rsdmri.physics.map_quality import map_quality
 from rsdmri.physics.noise import NoiseEstimate, noise_level
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import sense
 from rsdmri.privacy import personal_kinds
-from rsdmri.reconstruction.classical import sense_cg, sense_strength
 from rsdmri.runtime import prepare_process
 from rsdmri.workflows.reconstruct import load_scan
 from rsdmri.workflows.slices import scan_noise

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
+from rsdmri.physics import classical
 from rsdmri.physics.fourier import rss
 from rsdmri.physics.map_quality import map_quality
 from rsdmri.physics.masks import acs_block
@@ -15,7 +16,6 @@ from rsdmri.physics.noise import NoiseEstimate, estimate_covariance
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.priors import Prior
-from rsdmri.reconstruction import classical
 from rsdmri.reconstruction.amortised import shared_estimate
 from rsdmri.reconstruction.consistency import Measurements
 from rsdmri.reconstruction.posterior import ambient_one_step, draw

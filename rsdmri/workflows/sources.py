@@ -18,13 +18,13 @@ from rsdmri.diffusion.objectives import DEEPEST
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
+from rsdmri.physics.classical import l1_strength, l1_wavelet
 from rsdmri.physics.corruptions import Corruption, Inpainting
 from rsdmri.physics.prepare import PreparedSlice
 from rsdmri.physics.sense import sense
 from rsdmri.physics.strips import readout_strips
 from rsdmri.priors import BANK_BYTES
 from rsdmri.progress import progress
-from rsdmri.reconstruction.classical import l1_strength, l1_wavelet
 from rsdmri.runtime import numpy_generator, torch_generator
 from rsdmri.training.degraded import degradation
 from rsdmri.workflows.conditions import drawn_conditions

@@ -23,6 +23,7 @@ from rsdmri.diffusion.batch import Batch
 from rsdmri.diffusion.denoiser import Denoiser, ridge_inverse
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.diffusion.unet import UNet, draw_weights
+from rsdmri.physics.classical import l1_wavelet
 from rsdmri.physics.sense import sense
 from rsdmri.runtime import numpy_generator, torch_generator
 
@@ -319,6 +320,19 @@ def test_a_draw_begins_with_noise_as_wide_as_the_spread_says_where_samples_do_no
     torch.testing.assert_close(sampler(*scan, noise), expected, rtol=1e-4, atol=1e-5)
     nn.init.constant_(last.bias, 100)
     assert float(spread(planes[0], batch.mask, sigma).max()) == pytest.approx(e**LARGEST_LOG)
+
+
+def test_the_first_level_starts_from_a_warm_image():
+    batch, denoiser = batch_of(noise=0.02), network().requires_grad_(False)
+    scan = batch.measured, batch.operator, batch.sigma_y
+    way = {"iterations": 5, "tolerance": 0.0, "generator": torch_generator("warm")}
+    warm = l1_wavelet(batch.operator, batch.measured, strength=0.1 * sqrt(2) * 0.02 + 0.001, **way)
+    expected = denoiser.refined(warm, batch.operator, torch.full((3,), sqrt(0.2**2 + 0.02**2)))
+    sampler = PosteriorSampler(denoiser, (0.2, 0.1), 0, warm=5)
+    torch.testing.assert_close(sampler.estimate(*scan), expected)
+    assert torch.equal(sampler.estimate(*scan), sampler.estimate(*scan))
+    ridge = PosteriorSampler(denoiser, (0.2, 0.1), 0).estimate(*scan)
+    assert float((ridge - expected).norm() / ridge.norm()) > 0.01
 
 
 def test_every_level_learns_and_draws_of_a_scan_share_the_estimate():

@@ -7,7 +7,7 @@ from bart import bart, needs_bart
 
 from rsdmri.data.simulate import simulate_scan
 from rsdmri.physics import sense
-from rsdmri.reconstruction.classical import l1_wavelet, sense_cg, tv
+from rsdmri.physics.classical import l1_wavelet, sense_cg, tv
 from rsdmri.runtime import torch_generator
 
 pytestmark = [pytest.mark.external, needs_bart]

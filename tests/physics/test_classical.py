@@ -11,11 +11,7 @@ import torch
 from rsdmri.data.dataset import MaskLaw
 from rsdmri.data.simulate import simulate_scan
 from rsdmri.physics import sense
-from rsdmri.physics.noise import estimate_covariance
-from rsdmri.physics.prepare import prepare_slice
-from rsdmri.physics.tv import total_variation
-from rsdmri.physics.wavelet import Wavelet
-from rsdmri.reconstruction.classical import (
+from rsdmri.physics.classical import (
     l1_strength,
     l1_wavelet,
     sense_cg,
@@ -24,6 +20,10 @@ from rsdmri.reconstruction.classical import (
     tv_strength,
     zero_filled,
 )
+from rsdmri.physics.noise import estimate_covariance
+from rsdmri.physics.prepare import prepare_slice
+from rsdmri.physics.tv import total_variation
+from rsdmri.physics.wavelet import Wavelet
 from rsdmri.runtime import torch_generator
 
 

@@ -74,7 +74,7 @@ SPACES: dict[str, tuple[str, list[Space]]] = {
     ),
     "rsd-amortised": (
         "rsd",
-        [{"variant": ["amortised"], "trust": [0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]}],
+        [{"variant": ["amortised"], "trust": [0.0, 0.03, 0.05, 0.1, 0.2], "agree": [0, 10]}],
     ),
     "rsd-proximal": (
         "rsd",

@@ -163,6 +163,7 @@ class AmortisedSettings(DrawSettings):
     variant: Literal["amortised"] = "amortised"
     start: Literal["noise"] = "noise"
     trust: float = Field(0.0, ge=0, description="error per pixel that its image is taken to have; 0: no last step")
+    agree: int = Field(0, ge=0, description="iterations of the sparsest change of the mean that the samples ask for")
 
     @property
     def evaluations(self) -> int:

@@ -16,7 +16,7 @@ from rsdmri.physics.noise import NoiseEstimate, estimate_covariance
 from rsdmri.physics.prepare import PreparedSlice, prepare_slice
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.priors import Prior
-from rsdmri.reconstruction.amortised import shared_estimate
+from rsdmri.reconstruction.amortised import shared_estimate, sparse_change
 from rsdmri.reconstruction.consistency import Measurements
 from rsdmri.reconstruction.posterior import ambient_one_step, draw
 from rsdmri.reconstruction.settings import (
@@ -219,7 +219,12 @@ class SliceWork:
                     mirrored=[paired and number % 2 == 1 for _, number in chunk],
                 ).cpu()
             )
-        return torch.cat(drawn).unflatten(0, (len(indices), self.samples))
+        draws = torch.cat(drawn).unflatten(0, (len(indices), self.samples))
+        if isinstance(settings, AmortisedSettings) and settings.agree:
+            mean = draws.mean(dim=1).to(self.device)
+            change = sparse_change(Measurements(operator, kspace, sigma_y), mean, settings.agree)
+            draws = draws + change[:, None].cpu()
+        return draws
 
     def _at_once(self, settings: DrawSettings, kspace: Tensor) -> int:
         """Draws that go through the network together."""

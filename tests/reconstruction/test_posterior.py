@@ -1,6 +1,6 @@
 """Reconstruction with a prior: data consistency against a dense solve; what every method that draws must keep."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from rsdmri.diffusion.amortised import PosteriorSampler
 from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
+from rsdmri.physics.classical import l1_strength, l1_wavelet
 from rsdmri.physics.sense import Sense, sense
 from rsdmri.priors import Prior, load_prior
+from rsdmri.reconstruction.amortised import sparse_change
 from rsdmri.reconstruction.consistency import Measurements, data_consistency
 from rsdmri.reconstruction.posterior import ambient_one_step, draw
 from rsdmri.reconstruction.settings import (
@@ -250,3 +252,19 @@ def test_settings_from_words(texts: list[str], kind: type[MethodSettings], value
 def test_settings_that_cannot_be(method: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         method_settings(method, options)
+
+
+def test_the_sparsest_change_that_the_samples_ask_for():
+    """Of nothing it is the L1-wavelet image; of the image itself nothing; of a shifted image what brings it back."""
+    p = problem(2, 4, 32, 32)
+    nothing = torch.zeros_like(p.image)
+    strength = l1_strength(p.sigma_y, 0.1, 0.001)
+    way = {"strength": strength, "iterations": 12, "generator": torch_generator("agree")}
+    torch.testing.assert_close(sparse_change(p.measured, nothing, 12), l1_wavelet(p.operator, p.kspace, **way))
+    clean = replace(p, kspace=p.operator.forward(p.image))
+    assert not sparse_change(clean.measured, p.image, 12).any()
+    wrong = p.image.clone()
+    wrong[:, 8:16, 8:16] += 0.5
+    change = sparse_change(clean.measured, wrong, 12)
+    before, after = ((found - p.image).norm() for found in (wrong, wrong + change))
+    assert float(after) < 0.7 * float(before)

@@ -5,7 +5,7 @@
 Each method, and BART's `pics` where installed, gets the same number of settings, its defaults and others drawn from
 SPACES by ``--seed``; the one of least NRMSE times (1 - SSIM) on the validation subjects is scored on the test subjects.
 Subjects are simulated heads, of another population than a training set of the same seed, scored against their
-noise-free images.
+noise-free images, or with ``--noisy`` against the full data with its noise, as real scans must be.
 Every result is a line of JSON: settings, NRMSE, PSNR and SSIM (means over scans), seconds and network evaluations per
 image; of the tests of `rsd` also the coverage of its 90 % bands, as drawn and widened by the factor that makes them
 cover 90 % of further subjects (``--calibration``), and the rank correlation of standard deviation and error. Lines that
@@ -18,6 +18,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,16 @@ SPACES: dict[str, tuple[str, list[Space]]] = {
     ),
     "rsd-amortised": (
         "rsd",
-        [{"variant": ["amortised"], "trust": [0.0, 0.03, 0.05, 0.1, 0.2], "agree": [0, 10]}],
+        [
+            {"variant": ["amortised"], "trust": [0.0, 0.05, 0.1, 0.2]},
+            {
+                "variant": ["amortised"],
+                "trust": [0.0, 0.1],
+                "agree": [10],
+                "factor": [0.05, 0.1, 0.2],
+                "floor": FLOORS[1:3],
+            },
+        ],
     ),
     "rsd-proximal": (
         "rsd",
@@ -135,8 +145,9 @@ def lacking(prior: Any) -> list[str]:
 def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a row must agree in to count."""
     names = ("subjects", "slices", "size", "coils", "noise", "contrast", "population", "acceleration", "samples")
-    echo = {} if arguments.echo == "spin" else {"echo": arguments.echo}
-    return {name: getattr(arguments, name) for name in names} | echo
+    more = {} if arguments.echo == "spin" else {"echo": arguments.echo}
+    more |= {"noisy": True} if arguments.noisy else {}
+    return {name: getattr(arguments, name) for name in names} | more
 
 
 def networks(prior: Any) -> dict[str, str]:
@@ -173,7 +184,8 @@ def subjects(arguments: argparse.Namespace, stage: str) -> Iterator[Any]:
         names = ("slices", "size", "coils", "noise", "contrast", "echo")
         settings = {name: getattr(arguments, name) for name in names}
         made = simulate_scan(subject, seed=arguments.population, **settings)
-        yield made.as_scan(f"head{subject:05d}")
+        scan = made.as_scan(f"head{subject:05d}")
+        yield replace(scan, target=made.target, target_source="the full data") if arguments.noisy else scan
 
 
 class Book:
@@ -292,6 +304,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=0.01)
     parser.add_argument("--contrast", default="mixed")
     parser.add_argument("--echo", default="spin")
+    parser.add_argument("--noisy", action="store_true", help="score against the full data, its noise included")
     parser.add_argument("--calibration", type=int, default=40, help="subjects that bands are widened by")
     parser.add_argument("--population", type=int, default=2000, help="seed of the subjects")
     parser.add_argument("--acceleration", type=float, default=4.0)

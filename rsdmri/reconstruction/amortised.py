@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from rsdmri.diffusion.amortised import WARM_STRENGTH, PosteriorSampler
+from rsdmri.diffusion.amortised import PosteriorSampler
 from rsdmri.diffusion.sample import item_noise
 from rsdmri.physics.classical import l1_strength, l1_wavelet
 from rsdmri.reconstruction.consistency import Measurements
@@ -62,7 +62,7 @@ def shared_estimate(
         return sampler.estimate(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), conditions)
 
 
-def sparse_change(measured: Measurements, mean: Tensor, iterations: int) -> Tensor:
+def sparse_change(measured: Measurements, mean: Tensor, settings: AmortisedSettings) -> Tensor:
     """What `l1_wavelet` makes of the samples that an image leaves unexplained, ``(batch, y, x)``, for all its draws.
 
         d = argmin 1/2 |A d - (y - A m)|^2 + strength |Psi d|_1,   the image is then m + d
@@ -73,10 +73,10 @@ def sparse_change(measured: Measurements, mean: Tensor, iterations: int) -> Tens
     Args:
         measured: y, A and the noise of each item.
         mean: m, of the draws ``(batch, y, x)``.
-        iterations: few.
+        settings: iterations, of which few do, factor and floor of the strength.
     """
     operator = measured.operator
     left = measured.kspace - operator.forward(mean)
-    strength = l1_strength(measured.sigma_y, *WARM_STRENGTH)
+    strength = l1_strength(measured.sigma_y, settings.factor, settings.floor)
     shifts = torch_generator("agree")
-    return l1_wavelet(operator, left, strength=strength, iterations=iterations, generator=shifts)
+    return l1_wavelet(operator, left, strength=strength, iterations=settings.agree, generator=shifts)

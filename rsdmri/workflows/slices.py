@@ -222,7 +222,7 @@ class SliceWork:
         draws = torch.cat(drawn).unflatten(0, (len(indices), self.samples))
         if isinstance(settings, AmortisedSettings) and settings.agree:
             mean = draws.mean(dim=1).to(self.device)
-            change = sparse_change(Measurements(operator, kspace, sigma_y), mean, settings.agree)
+            change = sparse_change(Measurements(operator, kspace, sigma_y), mean, settings)
             draws = draws + change[:, None].cpu()
         return draws
 

@@ -108,10 +108,19 @@ class PosteriorSampler(nn.Module):
         return len(self.levels) - 1 + draws
 
     def estimate(
-        self, kspace: Tensor, operator: Sense, sigma_y: Tensor, conditions: Tensor | None = None
+        self,
+        kspace: Tensor,
+        operator: Sense,
+        sigma_y: Tensor,
+        conditions: Tensor | None = None,
+        warm: int | None = None,
     ) -> Tensor | None:
-        """What all draws of a scan share, ``(batch, y, x)``; None where there is one level. Args of `forward`."""
-        found = None
+        """What all draws of a scan share, ``(batch, y, x)``; None where there is one level.
+
+        ``warm``: iterations in place of those that the network was trained with; other arguments of `forward`.
+        """
+        warm = self.warm if warm is None else warm
+        found = self._warm(kspace, operator, sigma_y, warm) if warm and len(self.levels) > 1 else None
         for level in self.levels[:-1]:
             found = self._step(kspace, operator, sigma_y, level, found, None, conditions)
             found = self._agreeing(found, kspace, operator, sigma_y)
@@ -152,8 +161,6 @@ class PosteriorSampler(nn.Module):
     ) -> Tensor:
         """x_0 of one level."""
         sigma, denoiser = torch.hypot(sigma_y, sigma_y.new_tensor(level)), self.denoiser
-        if estimate is None and noise is None and self.warm:
-            estimate = self._warm(kspace, operator, sigma_y)
         if estimate is None:
             seen = operator.adjoint(kspace)
             weight = (sigma**2 / denoiser.sigma_data)[:, None, None]
@@ -168,11 +175,11 @@ class PosteriorSampler(nn.Module):
         return denoiser.refined(estimate + sigma[:, None, None] * unseen, operator, sigma, conditions)
 
     @torch.no_grad()
-    def _warm(self, kspace: Tensor, operator: Sense, sigma_y: Tensor) -> Tensor:
+    def _warm(self, kspace: Tensor, operator: Sense, sigma_y: Tensor, iterations: int) -> Tensor:
         """r of the first level."""
         strength = l1_strength(sqrt(2) * sigma_y, *WARM_STRENGTH)
         shifts = torch_generator("warm")  # of the wavelets' grid, every time the same
-        return l1_wavelet(operator, kspace, strength=strength, iterations=self.warm, generator=shifts, tolerance=0.0)
+        return l1_wavelet(operator, kspace, strength=strength, iterations=iterations, generator=shifts, tolerance=0.0)
 
     def _agreeing(self, estimate: Tensor, kspace: Tensor, operator: Sense, sigma_y: Tensor) -> Tensor:
         """x of an estimate x_0."""

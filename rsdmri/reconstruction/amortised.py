@@ -48,18 +48,22 @@ def amortised(
         if any(mirrored):
             noise[torch.tensor(mirrored, device=noise.device)] *= -1
         if start is None:
-            start = shared_estimate(sampler, measured, conditions)
+            start = shared_estimate(sampler, measured, conditions, settings.warm)
         sigma_y = measured.sigma_y / sqrt(2)
         images: Tensor = sampler(measured.kspace, measured.operator, sigma_y, noise, conditions, start)
         return images if settings.trust == 0 else measured.agreeing(images, settings.trust)
 
 
 def shared_estimate(
-    sampler: PosteriorSampler, measured: Measurements, conditions: Tensor | None = None
+    sampler: PosteriorSampler, measured: Measurements, conditions: Tensor | None = None, warm: int | None = None
 ) -> Tensor | None:
-    """What all draws of a scan start from, ``(batch, y, x)``; None where the network was trained without it."""
+    """What all draws of a scan start from, ``(batch, y, x)``; None where the network was trained without it.
+
+    ``warm``: iterations of `l1_wavelet` that it starts from, None for as many as in training; more of them help where
+    the network is out of its depth.
+    """
     with torch.no_grad():
-        return sampler.estimate(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), conditions)
+        return sampler.estimate(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), conditions, warm)
 
 
 def sparse_change(measured: Measurements, mean: Tensor, settings: AmortisedSettings) -> Tensor:

@@ -195,7 +195,8 @@ class SliceWork:
             raise ValueError(f"settings: {type(settings).__name__} are of no method that draws")
         if paired := isinstance(settings, AmortisedSettings):
             measured = Measurements(operator, kspace, sigma_y)
-            start = shared_estimate(_given(self.prior).posterior, measured, self._conditions(len(indices)))
+            known = self._conditions(len(indices))
+            start = shared_estimate(_given(self.prior).posterior, measured, known, settings.warm)
         else:
             start = self._start(settings.start, operator, kspace, sigma_y)
         pairs = [(position, number) for position in range(len(indices)) for number in range(self.samples)]

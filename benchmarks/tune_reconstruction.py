@@ -83,6 +83,7 @@ SPACES: dict[str, tuple[str, list[Space]]] = {
                 "agree": [10],
                 "factor": [0.05, 0.1, 0.2],
                 "floor": FLOORS[1:3],
+                "warm": [None, 40],
             },
         ],
     ),

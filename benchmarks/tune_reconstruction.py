@@ -125,7 +125,8 @@ def main() -> None:
                 row = book.row("validation", name, options, sets["validation"], arguments, prior)
                 bar.advance(method=name, nrmse=row["nrmse"])
             best = book.best(name)["options"]
-            known = trusted(best, sets["test"], arguments, prior) if SPACES[name][0] == "rsd" else dict
+            several = SPACES[name][0] == "rsd" and arguments.samples > 1
+            known = trusted(best, sets["test"], arguments, prior) if several else dict
             book.row("test", name, best, sets["test"], arguments, prior, known)
             bar.advance()
     book.show(names)

@@ -28,8 +28,8 @@ def amortised(
 
     What the network has learnt, and what not, says `rsdmri.diffusion.amortised.held_out_score`.
 
-    Measured on 10 simulated heads (128 x 128, 8 coils; recipes/reconstruction), 8 draws: PSNR 34.6 dB at R = 4 and
-    27.5 at R = 8, TV 31.7 and 23.9, `proximal` 30.3 and 25.8. The draws' spread does not tell where in a head they are
+    Measured on 10 simulated heads (128 x 128, 8 coils; recipes/reconstruction), 8 draws: PSNR 35.3 dB at R = 4 and
+    28.4 at R = 8, TV 31.7 and 23.9, `proximal` 30.3 and 25.8. The draws' spread does not tell where in a head they are
     wrong.
 
     Args:

@@ -171,7 +171,7 @@ def drawn(data: dict, arguments: argparse.Namespace) -> dict[tuple[str, str], Me
             start = l1_wavelet(operator, data["kspace"][None], strength=l1_strength(noise), generator=stream)
         measured = Measurements(operator, data["kspace"][None], noise)
         if isinstance(settings, AmortisedSettings):
-            start = shared_estimate(prior.posterior, measured)
+            start = shared_estimate(prior.posterior, measured, None, settings)
         streams = [[torch_generator("draw", number)] for number in range(count)]  # a batch takes as long, and memory
         images = [draw(prior, measured, settings=settings, generators=one, start=start) for one in streams]
         return torch.cat(images).mean(0)

@@ -1,6 +1,7 @@
 """Reconstruction by one evaluation a draw and a few for all draws, of a network that was trained for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import sqrt
 
 import torch
@@ -43,27 +44,44 @@ def amortised(
             draws are, and its mean has none of the noise that the network passes on linearly.
     """
     settings = settings or AmortisedSettings()
-    with torch.no_grad():
+    with torch.no_grad(), _precision(sampler, settings):
         noise = item_noise(generators)(measured.blank)
         if any(mirrored):
             noise[torch.tensor(mirrored, device=noise.device)] *= -1
         if start is None:
-            start = shared_estimate(sampler, measured, conditions, settings.warm)
+            start = shared_estimate(sampler, measured, conditions, settings)
         sigma_y = measured.sigma_y / sqrt(2)
         images: Tensor = sampler(measured.kspace, measured.operator, sigma_y, noise, conditions, start)
         return images if settings.trust == 0 else measured.agreeing(images, settings.trust)
 
 
 def shared_estimate(
-    sampler: PosteriorSampler, measured: Measurements, conditions: Tensor | None = None, warm: int | None = None
+    sampler: PosteriorSampler,
+    measured: Measurements,
+    conditions: Tensor | None = None,
+    settings: AmortisedSettings | None = None,
 ) -> Tensor | None:
     """What all draws of a scan start from, ``(batch, y, x)``; None where the network was trained without it.
 
-    ``warm``: iterations of `l1_wavelet` that it starts from, None for as many as in training; more of them help where
-    the network is out of its depth.
+    More iterations of ``settings.warm`` than in training help where the network is out of its depth.
     """
-    with torch.no_grad():
-        return sampler.estimate(measured.kspace, measured.operator, measured.sigma_y / sqrt(2), conditions, warm)
+    settings = settings or AmortisedSettings()
+    scan = measured.kspace, measured.operator, measured.sigma_y / sqrt(2)
+    with torch.no_grad(), _precision(sampler, settings):
+        return sampler.estimate(*scan, conditions, settings.warm)
+
+
+@contextmanager
+def _precision(sampler: PosteriorSampler, settings: AmortisedSettings) -> Iterator[None]:
+    """The network in bfloat16 for a while, where that is asked for; the physics never."""
+    if not settings.bfloat16:
+        yield
+        return
+    before, sampler.denoiser.autocast = sampler.denoiser.autocast, True
+    try:
+        yield
+    finally:
+        sampler.denoiser.autocast = before
 
 
 def sparse_change(measured: Measurements, mean: Tensor, settings: AmortisedSettings) -> Tensor:

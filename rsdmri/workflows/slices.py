@@ -37,7 +37,10 @@ from rsdmri.workflows.conditions import scan_conditions
 
 _COPIES = 8  # of k-space that a method holds at once, roughly
 _BATCH_BYTES, _DEVICE_BATCH_BYTES = 64 << 20, 2 << 30
-_DRAW_BYTES, _DEVICE_DRAW_BYTES = 512 << 20, 8 << 30  # of the draws that go through the network together
+_DRAW_BYTES, _DEVICE_DRAW_BYTES = (
+    128 << 20,
+    8 << 30,
+)  # of the draws that go through the network together; caches are small
 _PIXEL_BYTES, _GRADIENT_PIXEL_BYTES = 2 << 10, 8 << 10  # of a network per pixel, without and with its gradient
 
 
@@ -196,7 +199,7 @@ class SliceWork:
         if paired := isinstance(settings, AmortisedSettings):
             measured = Measurements(operator, kspace, sigma_y)
             known = self._conditions(len(indices))
-            start = shared_estimate(_given(self.prior).posterior, measured, known, settings.warm)
+            start = shared_estimate(_given(self.prior).posterior, measured, known, settings)
         else:
             start = self._start(settings.start, operator, kspace, sigma_y)
         pairs = [(position, number) for position in range(len(indices)) for number in range(self.samples)]

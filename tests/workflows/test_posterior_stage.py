@@ -175,6 +175,10 @@ def test_a_reconstruction_takes_one_evaluation_a_draw_and_two_for_all(tuned, sim
     assert np.array_equal(result.complex_images, reconstruct(scan, options=told, **how).complex_images)
     changed = reconstruct(scan, options={"variant": "amortised", "trust": 0.05}, **how)
     assert not np.allclose(result.complex_images, changed.complex_images, atol=1e-4)
+    coarse = reconstruct(scan, options={"bfloat16": True}, **how)
+    off = np.linalg.norm(coarse.complex_images - result.complex_images) / np.linalg.norm(result.complex_images)
+    assert 1e-6 < off < 0.03
+    assert not prior.posterior.denoiser.autocast
     warmer = reconstruct(scan, options={"warm": 60}, **how)
     assert not np.allclose(result.complex_images, warmer.complex_images, atol=1e-4)
     assert np.array_equal(result.complex_images, reconstruct(scan, options={"warm": 20}, **how).complex_images)

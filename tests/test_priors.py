@@ -42,7 +42,7 @@ def copy(tmp_path, finished_run) -> Path:
 
 
 def close(left: torch.Tensor, right: torch.Tensor) -> None:
-    torch.testing.assert_close(left, right, rtol=1e-4, atol=4e-5)
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sample_depends_on_its_number_and_seed_alone(prior):

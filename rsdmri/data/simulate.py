@@ -110,19 +110,19 @@ def simulate_scan(
     key = ("simulate", seed, subject_seed)
     if volume is None:
         contrast = _drawn_contrast(contrast, seed, subject_seed)
-        water, fat, heights, fov = _rendered(key, contrast, slices=slices, size=size)
+        tissue, fat, heights, fov = _rendered(key, contrast, slices=slices, size=size)
     else:
         drawn = draw_slices(volume, numpy_generator(*key, "head"), slices=slices, size=size)
-        water, fat, heights, fov, contrast = drawn.magnitude, None, drawn.heights, drawn.fov_mm, "volume"
+        tissue, fat, heights, fov, contrast = drawn.magnitude, None, drawn.heights, drawn.fov_mm, "volume"
     line = (np.arange(size) - size // 2) / size  # field of view is [-1/2, 1/2)
     height = heights / fov
     maps, shading = _coil_maps(numpy_generator(*key, "coils"), coils, height, line)
-    tissue, phase = water if fat is None else water + fat, _phase(numpy_generator(*key, "phase"), height, line)
+    phase = _phase(numpy_generator(*key, "phase"), height, line)
     generator = numpy_generator(*key, "echo")
     if echo == "gradient" or (echo == "mixed" and generator.uniform() < 0.5):
         dephased, shift = _unrefocused(generator, height, line)
         phase = phase * dephased
-        tissue = water if fat is None else water + shift * fat
+        tissue = tissue if fat is None else tissue + (shift - 1) * fat
     image = phase * (tissue * shading)
     scale = float(10.0 ** numpy_generator(*key, "scale").uniform(-6, -3))
     image = (image * (scale / np.percentile(np.abs(image), 99))).astype(np.complex64)
@@ -146,15 +146,13 @@ def _drawn_contrast(contrast: str, seed: int, subject_seed: int) -> str:
 def _rendered(
     key: tuple[object, ...], contrast: str, *, slices: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Water and fat (slice, y, x), heights in mm (slice,), field of view in mm of a head of packaged anatomy."""
+    """All tissue and the fat in it (slice, y, x), heights in mm (slice,), field of view in mm of a packaged head."""
     head = draw_head(numpy_generator(*key, "head"), slices=slices, size=size)
     signal = _draw_signal(numpy_generator(*key, "contrast"), contrast)
-    fatty = np.isin(TISSUES, _FATTY)
     parts = np.empty((2, slices, size, size), np.float32)
     for index, rendered in enumerate(head.slices):
-        detail = rendered.detail ** _DETAIL_POWER[contrast]
-        for part, kept in enumerate((~fatty, fatty)):
-            fine = np.tensordot(signal * kept, rendered.fractions, 1) * detail
+        for part, own in enumerate((signal, signal * np.isin(TISSUES, _FATTY))):
+            fine = np.tensordot(own, rendered.fractions, 1) * rendered.detail ** _DETAIL_POWER[contrast]
             step = len(fine) // size
             parts[part, index] = fine.reshape(size, step, size, step).mean((1, 3))
     return parts[0], parts[1], head.heights, head.fov_mm

@@ -3,14 +3,18 @@
     python benchmarks/real_scans.py SCAN... --prior runs/NAME --panels FOLDER --json real.json
 
 Scores are against the root sum of squares of the full data, its noise included; in brackets how much of the object the
-90 % band holds, widened by held-out lines of the same scan and by the noise of the full data, and the rank correlation
-of standard deviation and error.
+90 % band holds, and the rank correlation of standard deviation and error. The band is widened by held-out lines of the
+same scan; with ``--calibration`` by full scans, such as simulated ones with as many coils and as much noise, that are
+undersampled like it.
 Settings of the methods are those of ``--options`` (JSON: settings by method), as a search on other scans found them;
 their defaults otherwise.
 """
 
 import argparse
+import copy
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ def measured(scan: Any, method: str, acceleration: float | None, arguments: argp
     from rsdmri.workflows.reconstruct import reconstruct
 
     way = {"samples": arguments.samples, "seed": arguments.seed, "options": arguments.options.get(method)}
+    if method == "rsd" and arguments.calibration and acceleration is not None:
+        prior = calibrated(prior, arguments.calibration, acceleration, way)
     found = reconstruct(
         scan, method=method, prior=prior, acceleration=acceleration, out_of_domain="warn", held_out=0.1, **way
     )
@@ -32,8 +38,17 @@ def measured(scan: Any, method: str, acceleration: float | None, arguments: argp
     attributes = ("held_out_residual", "alarm", "interval_factor", "domain_distance", "out_of_domain", "evaluations")
     row |= {name: found.attrs.get(name) for name in attributes}
     if found.target is not None and found.quantiles is not None:
-        row |= bands.scores([found], noisy=True)
+        row |= bands.scores([found])
     return found, row | {"seconds": found.attrs["seconds_per_slice"]}
+
+
+def calibrated(prior: Any, scans: Sequence[Path], acceleration: float, way: dict[str, Any]) -> Any:
+    """The prior with the factor of its bands from full ``scans``."""
+    from rsdmri.workflows.calibrate import calibrate
+
+    found, factor = copy.copy(prior), calibrate(prior, scans, acceleration=acceleration, **way)
+    found.meta = {**prior.meta, "calibration": {"format": 1, **asdict(factor)}}
+    return found
 
 
 def panel(found: dict[str, Any], path: Path) -> None:
@@ -78,6 +93,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--calibration", type=Path, nargs="+", help="full scans that widen the bands of rsd")
     parser.add_argument("--panels", type=Path, help="folder of pictures")
     parser.add_argument("--json", type=Path, help="file of the rows")
     arguments = parser.parse_args()

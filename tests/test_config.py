@@ -57,6 +57,7 @@ def other(key: str, default: Any) -> tuple[str, Any]:
         "simulate.contrast": ("FLAIR", "FLAIR"),
         "simulate.echo": ("gradient", "gradient"),
         "simulate.accelerations": ("[2, 4]", (2.0, 4.0)),
+        "simulate.sampling": ("points", "points"),
         "data.path": ("somewhere/else with spaces", "somewhere/else with spaces"),
         "data.cache_dir": ("a cache", "a cache"),
         "data.split": ("val", "val"),

@@ -228,6 +228,12 @@ def test_what_only_some_files_have_data_for(folders):
     assert found["nrmse_complex"] == pytest.approx(0.1, rel=1e-4)
     assert found["held_out_residual"] == 1.25
     assert found["coverage_90"] == pytest.approx(inside[:, 2:22][:, :10].sum() / inside[:, 2:22].sum())
+    bright = inside & (target > np.float32(0.8) * target.max())
+    with h5py.File(folders / "recon" / "scan0.h5", "r+") as file:
+        file.attrs["noise_floor"] = float(0.8 * target.max())
+    again = evaluate_files(folders / "recon" / "scan0.h5", folders / "target" / "scan0.h5")
+    assert again["coverage_90"] == pytest.approx(bright[:, 2:22][:, :10].sum() / bright[:, 2:22].sum(), abs=1e-3)
+    assert again["coverage_90"] != found["coverage_90"]
     assert "coverage_90" not in result["volumes"]["scan1.h5"]
     assert result["interval"]["coverage_90"] is None
     assert "coverage 90 %" in format_table(result)

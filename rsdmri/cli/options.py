@@ -53,6 +53,13 @@ class Echo(StrEnum):
     mixed = "mixed"
 
 
+class Sampling(StrEnum):
+    """What simulated scans are undersampled by."""
+
+    lines = "lines"
+    points = "points"
+
+
 class Contrast(StrEnum):
     """Contrasts of simulated scans."""
 

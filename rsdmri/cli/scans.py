@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rsdmri.cli.app import app
-from rsdmri.cli.options import Axes, Contrast, Echo, Frame, Seed, Trust, Variable
+from rsdmri.cli.options import Axes, Contrast, Echo, Frame, Sampling, Seed, Trust, Variable
 from rsdmri.errors import InputError
 
 
@@ -27,6 +27,9 @@ def simulate(
     acceleration: Annotated[
         list[float] | None, typer.Option("--acceleration", "-R", help="of a scan; several: each gets one [none]")
     ] = None,
+    sampling: Annotated[
+        Sampling, typer.Option(help="by --acceleration: points of two phase encodings")
+    ] = Sampling.lines,
 ) -> None:
     """Write simulated multicoil scans. Warped heads in fastMRI-style files, with a manifest."""
     from rsdmri.data.simulate_files import find_volumes, write_simulated
@@ -47,6 +50,7 @@ def simulate(
             echo=echo.value,
             volumes=found,
             accelerations=acceleration or (),
+            sampling=sampling.value,
             progress=lambda *_: bar.advance(),
         )
     typer.echo(f"{scans} scans of {slices} slices: {manifest}")

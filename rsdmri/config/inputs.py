@@ -18,6 +18,7 @@ class SimulateConfig(Section):
     contrast: Literal["mixed", "T1w", "T2w", "PDw", "FLAIR"] = "mixed"
     echo: Literal["spin", "gradient", "mixed"] = Field("spin", description="gradient: phase of air nearby and of fat")
     accelerations: tuple[float, ...] = Field((), description="scans undersampled by these in turn; none: full ones")
+    sampling: Literal["lines", "points"] = Field("lines", description="points: of two phase encodings, whole slices")
     seed: int = 0
 
 

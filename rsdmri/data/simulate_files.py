@@ -20,6 +20,9 @@ from rsdmri.files import output_directory
 from rsdmri.physics import masks
 from rsdmri.runtime import numpy_generator
 
+SAMPLINGS = ("lines", "points")
+
+_POINTS_CENTRE = 0.1  # of each axis, fully sampled
 _VERSION = 1  # raise when the same settings give other scans: older files are then made again
 _ACQUISITIONS = {"T1w": "AXT1", "T2w": "AXT2", "PDw": "AXPD", "FLAIR": "AXFLAIR", "volume": "AX"}
 
@@ -48,6 +51,7 @@ def write_simulated(
     echo: str = "spin",
     volumes: Sequence[Path] = (),
     accelerations: Sequence[float] = (),
+    sampling: str = "lines",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write ``scans`` scans as ``simNNNNN.h5`` with a ``manifest.tsv`` to the folder ``out``; return the manifest.
@@ -61,6 +65,8 @@ def write_simulated(
             subject, as in BIDS. None: every scan is another packaged head.
         accelerations: each scan is undersampled by one of them, equally often, with a random mask of its own; what was
             not acquired is not in the file. None: fully sampled.
+        sampling: of `SAMPLINGS`: random ``lines`` along the readout, or ``points`` of a plane of two phase encodings, a
+            Poisson disc denser in the centre.
 
     Other arguments: see `simulate_scan`.
 
@@ -72,15 +78,18 @@ def write_simulated(
     check_settings(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo)
     if volumes and contrast != "mixed":
         raise InputError(f"--contrast {contrast}: volumes have their own; leave it out")
-    for acceleration in accelerations:
-        masks.check_acceleration(size, acceleration, masks.center_fraction(size, acceleration))
+    if sampling not in SAMPLINGS:
+        raise InputError(f"--sampling {sampling}: must be one of {', '.join(SAMPLINGS)}")
+    if sampling != "lines" and not accelerations:
+        raise InputError(f"--sampling {sampling}: fully sampled scans have no mask; give --acceleration, too")
+    laws = [_law(sampling, size, acceleration) for acceleration in accelerations]
     folder = output_directory(out)
     settings = {"slices": slices, "size": size, "coils": coils, "noise": noise, "contrast": contrast, "seed": seed}
     settings |= {} if echo == "spin" else {"echo": echo}  # files of before say nothing of it
     entries = []
     for subject in _subjects(scans, seed, volumes):
         path = folder / f"sim{subject.number:05d}.h5"
-        made = _made(path, subject, settings, _acceleration(accelerations, seed, subject.number))
+        made = _made(path, subject, settings, _chosen(laws, seed, subject.number))
         entries.append(_entry(path, subject, made, coils, size))
         if progress is not None:
             progress(subject.number + 1, scans)
@@ -136,18 +145,28 @@ def _person(path: Path) -> str:
     return str(path.with_name(match[0] if match else path.name))
 
 
-def _acceleration(accelerations: Sequence[float], seed: int, number: int) -> float:
-    """That of scan ``number``: every run of as many scans holds each once; 1 for none."""
-    if not accelerations:
-        return 1.0
-    block, place = divmod(number, len(accelerations))
-    shuffled = numpy_generator("simulate", seed, "accelerations", block).permutation(np.asarray(accelerations, float))
-    return float(shuffled[place])
+def _law(sampling: str, size: int, acceleration: float) -> masks.SamplingLaw:
+    """The masks of one acceleration; ``InputError`` where there are none."""
+    if sampling == "lines":
+        return masks.SamplingLaw("random", (1, size), acceleration, masks.center_fraction(size, acceleration))
+    return masks.SamplingLaw("poisson", (size, size), acceleration, _POINTS_CENTRE)
 
 
-def _made(path: Path, subject: _Subject, settings: Mapping[str, object], acceleration: float) -> str:
+def _chosen(laws: Sequence[masks.SamplingLaw], seed: int, number: int) -> masks.SamplingLaw | None:
+    """That of scan ``number``: every run of as many scans holds each once; None for fully sampled ones."""
+    if not laws:
+        return None
+    block, place = divmod(number, len(laws))
+    shuffled = numpy_generator("simulate", seed, "accelerations", block).permutation(len(laws))
+    law = laws[shuffled[place]]
+    return None if law.acceleration == 1 else law
+
+
+def _made(path: Path, subject: _Subject, settings: Mapping[str, object], law: masks.SamplingLaw | None) -> str:
     """Simulate and write one scan, unless that was done; return its contrast."""
-    more: dict[str, object] = {} if acceleration == 1 else {"acceleration": acceleration}
+    more: dict[str, object] = {}
+    if law is not None:
+        more |= {"acceleration": law.acceleration} | ({} if law.lines else {"sampling": "points"})
     if subject.volume is not None:
         more["volume"] = file_sha256(subject.volume)
     stamp = json.dumps({**settings, "subject": subject.number, "version": _VERSION, **more}, sort_keys=True)
@@ -164,16 +183,12 @@ def _made(path: Path, subject: _Subject, settings: Mapping[str, object], acceler
         "rsdmri_contrast": scan.contrast,
     }
     mask, target = None, None
-    if acceleration == 1:
+    if law is None:
         target = scan.target
         attrs |= {"max": float(target.max()), "norm": float(np.linalg.norm(target))}
     else:  # no image of what was not acquired
-        fraction, key = (
-            masks.center_fraction(size, acceleration),
-            ("simulate", settings["seed"], subject.number, "mask"),
-        )
-        drawn = masks.draw_mask("random", size, acceleration=acceleration, center_fraction=fraction, key=key)
-        mask = drawn.numpy()
+        drawn = law.draw("simulate", settings["seed"], subject.number, "mask").acquired.numpy()
+        mask = drawn[0] if law.lines else drawn
         kspace = np.where(mask, kspace, 0)
     header = Header((size, size, 1), (size, size, 1), (scan.fov_mm, scan.fov_mm, 5.0), (0, size))
     write_scan(path, kspace, target=target, mask=mask, header=header, attrs=attrs)

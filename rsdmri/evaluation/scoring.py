@@ -109,12 +109,14 @@ def _further(reconstruction: Path, target: Path, t: NDArray[Any]) -> dict[str, f
     images = [read_optional(path, _COMPLEX, kind="c") for path in (target, reconstruction)]
     if images[0] is not None and images[1] is not None:
         found["nrmse_complex"] = complex_nrmse(images[0], images[1])
+    noted = read_attributes(reconstruction, ("noise_floor", "held_out_residual"))
+    floor, residual = noted.get("noise_floor"), noted.get("held_out_residual")
     low, high = (read_optional(reconstruction, name) for name in (_LOW, _HIGH))
     if low is not None and high is not None:
         reference, low = common_crop(t, low)
         _, high = common_crop(t, high)
-        found["coverage_90"] = coverage(reference, low, high, object_mask(reference))
-    residual = read_attributes(reconstruction, ("held_out_residual",)).get("held_out_residual")
+        inside = object_mask(reference, floor=floor if isinstance(floor, float) else 0.0)
+        found["coverage_90"] = coverage(reference, low, high, inside)
     if isinstance(residual, float):
         found["held_out_residual"] = residual
     return found

@@ -15,8 +15,10 @@ Array = NDArray[np.float64]
 _OBJECT_SHARE = 0.1
 
 
-def object_mask(reference: ArrayLike, share: float = _OBJECT_SHARE) -> NDArray[np.bool_]:
+def object_mask(reference: ArrayLike, share: float = _OBJECT_SHARE, floor: float = 0.0) -> NDArray[np.bool_]:
     """Pixels of the object: above ``share`` of the 99th percentile of ``reference``, real magnitudes of any shape.
+
+    ``floor``: what the noise of the reference alone hardly exceeds, in its units; pixels below are background, too.
 
     Raises ``InputError`` for a reference of zeros.
     """
@@ -24,7 +26,7 @@ def object_mask(reference: ArrayLike, share: float = _OBJECT_SHARE) -> NDArray[n
     top = float(np.percentile(values, 99))
     if top <= 0:
         raise InputError("reference: nothing but zeros, it shows no object; choose other slices")
-    return np.asarray(values > share * top)
+    return np.asarray(values > max(share * top, floor))
 
 
 def coverage(target: ArrayLike, low: ArrayLike, high: ArrayLike, mask: ArrayLike | None = None) -> float:

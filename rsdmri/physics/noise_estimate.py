@@ -40,6 +40,15 @@ class NoiseEstimate:
         return math.sqrt(float(self.covariance.diagonal().real.mean()))
 
     @property
+    def rss_limit(self) -> float:
+        """Root sum of squares over the coils that noise alone rarely exceeds, in the units of the data.
+
+        sqrt(tr Psi + 3 sqrt(tr Psi^2)): mean and three standard deviations of the power sum_c |n_c|^2.
+        """
+        power = float(self.covariance.diagonal().real.sum())
+        return math.sqrt(power + 3 * float(torch.linalg.matrix_norm(self.covariance)))
+
+    @property
     def degrees_of_freedom(self) -> float:
         """Of ``sigma``: 2 samples (tr Psi)^2 / tr Psi^2, less than 2 samples coils where coils are correlated.
 

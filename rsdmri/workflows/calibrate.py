@@ -42,7 +42,8 @@ def calibrate(
     """Factor that makes the bands of ``prior`` cover a share of ``level``; written beside it where ``folder`` is given.
 
     Each scan is undersampled and reconstructed, and each pixel of the object (above a tenth of the target's 99th
-    percentile) says how much wider its band should be. `rsdmri.reconstruction.calibration` says what holds then.
+    percentile, and above noise) says how much wider its band should be. `rsdmri.reconstruction.calibration` says what
+    holds then. Against noisy full images the factor counts their noise, too.
 
     Args:
         prior: its own calibration, if it has one, plays no part.
@@ -116,7 +117,7 @@ def _measured(scan: Scan | str | os.PathLike[str], **way: Any) -> tuple[np.ndarr
     result = reconstruct(scan, **way)
     if result.target is None or result.quantiles is None:
         raise InputError(f"{result.scored}; calibration needs full images")
-    inside = object_mask(result.target)
+    inside = object_mask(result.target, floor=result.attrs["noise_floor"])
     low, _, high = result.quantiles
     return interval_scores(result.target, result.quantiles, inside), coverage(result.target, low, high, inside)
 

@@ -185,6 +185,7 @@ def _finished(
         "scale": work.scale,
         "sigma_y": work.sigma_y,
         "noise_source": work.noise.source,
+        "noise_floor": work.noise.rss_limit,
         "samples": work.samples,
         "settings": work.settings.model_dump_json(),
         "evaluations": _evaluations(work),

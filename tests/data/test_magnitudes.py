@@ -186,3 +186,25 @@ def test_what_cannot_be_simulated_is_refused(volumes, tmp_path):
         write_simulated(tmp_path, volumes=find_volumes(volumes), contrast="T1w")
     with pytest.raises(InputError, match=r"acceleration 0\.5"):
         write_simulated(tmp_path, accelerations=[0.5])
+    with pytest.raises(InputError, match="--sampling spirals: must be one of lines, points"):
+        write_simulated(tmp_path, accelerations=[4.0], sampling="spirals")
+    with pytest.raises(InputError, match="fully sampled scans have no mask; give --acceleration"):
+        write_simulated(tmp_path, sampling="points")
+
+
+def test_scans_sampled_by_points(tmp_path):
+    asked = ["simulate", str(tmp_path), "--scans", "4", "--slices", "2", "--size", "48", "--coils", "3"]
+    result = CliRunner().invoke(app, [*asked, "-R", "4", "-R", "8", "--sampling", "points"])
+    assert result.exit_code == 0, result.output
+    found = []
+    for row in rows_of(tmp_path / "manifest.tsv"):
+        with h5py.File(tmp_path / row["path"]) as file:
+            mask, kspace = file["mask"][()].astype(bool), file["kspace"][()]
+        assert mask.shape == (48, 48)
+        assert mask[22:26, 22:26].all()
+        assert not kspace[..., ~mask].any()
+        assert np.abs(kspace[..., mask]).min() > 0
+        assert not mask.all(0).any()
+        found.append(mask)
+    assert sorted(round(1 / mask.mean()) for mask in found) == [4, 4, 8, 8]
+    assert not np.array_equal(found[0], found[2])

@@ -46,6 +46,9 @@ def test_the_background_does_not_count():
     off = reference + 0.5 * inside
     assert coverage(reference, off, off) == pytest.approx(0.84)
     assert coverage(reference, off, off, inside) == 0
+    reference[6, 2:6] = 0.3
+    assert object_mask(reference).sum() == 20
+    assert object_mask(reference, floor=0.4).sum() == 16
     with pytest.raises(InputError, match="nothing but zeros"):
         object_mask(np.zeros((4, 4)))
 

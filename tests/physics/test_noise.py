@@ -49,6 +49,15 @@ def test_covariance_is_recovered_beside_the_object(mask, level):
     assert abs(float(average) - 1) < 4 * estimate.relative_error
 
 
+def test_noise_alone_stays_below_its_limit():
+    mixing = correlated(6)
+    estimate = NoiseEstimate(mixing @ mixing.mH, 1000, "known")
+    power = noise(mixing, (4, 64, 64), key=3).abs().square().sum(1)
+    above = float((power > estimate.rss_limit**2).double().mean())
+    assert 1e-4 < above < 0.02
+    assert estimate.rss_limit**2 == pytest.approx(float(power.mean() + 3 * power.std()), rel=0.03)
+
+
 def test_points_use_the_edges_of_kspace():
     mixing = correlated(6)
     estimate = estimate_covariance(scan(mixing, level=0.5), POINTS)

@@ -47,7 +47,11 @@ class Pointwise(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, inputs, y, x)`` to ``(batch, outputs, y, x)``."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return _pointwise(x, self.weight, self.bias)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return nnf.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -69,13 +73,54 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Return the block's output ``(batch, outputs, y, x)``."""
-        hidden = self.conv_in(silu_of_own(self.norm_in(x)))
+    def forward(self, x: Tensor, embedding: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Return the block's output ``(batch, outputs, y, x)``.
+
+        ``coarse``: the first of the block's input channels at half the resolution of x, the last ones, and meant as
+        four alike. Repeating its pixels would be half of the work of the two levels that take most of it.
+        """
+        if coarse is None:
+            hidden, skipped = self.conv_in(silu_of_own(self.norm_in(x))), self.skip(x)
+        else:
+            hidden, skipped = self._joined(coarse, x)
         scale, shift = self.modulation(nnf.silu(embedding))[:, :, None, None].chunk(2, dim=1)
         hidden = silu_of_own(torch.addcmul(shift, self.norm_out(hidden), 1 + scale))
         found: Tensor = self.conv_out(self.dropout(hidden))
-        return found + self.skip(x) if torch.is_grad_enabled() else found.add_(self.skip(x))
+        return found + skipped if torch.is_grad_enabled() else found.add_(skipped)
+
+    def _joined(self, coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+        """First convolution and skip of ``cat([repeated(coarse), fine])``, without that where groups allow it."""
+        norm, conv, skip, count = self.norm_in, self.conv_in, self.skip, coarse.shape[1]
+        size = norm.num_channels // norm.num_groups
+        if count % size or not isinstance(skip, Pointwise):
+            x = torch.cat([_repeated(coarse), fine], dim=1)
+            return conv(silu_of_own(norm(x))), skip(x)
+        parts = []
+        for part, own in ((coarse, slice(count)), (fine, slice(count, None))):
+            normed = nnf.group_norm(part, part.shape[1] // size, norm.weight[own], norm.bias[own], norm.eps)
+            parts.append(silu_of_own(normed))
+        hidden = nnf.conv_transpose2d(parts[0], _of_repeated(conv.weight[:, :count]), conv.bias, stride=2, padding=1)
+        hidden = hidden + nnf.conv2d(parts[1], conv.weight[:, count:], padding=1)
+        skipped = _pointwise(fine, skip.weight[:, count:], skip.bias)
+        return hidden, skipped + _repeated(_pointwise(coarse, skip.weight[:, :count]))
+
+
+def _repeated(x: Tensor) -> Tensor:
+    """Each pixel of ``x`` four times: nearest up-sampling."""
+    return nnf.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _of_repeated(weight: Tensor) -> Tensor:
+    """Of a 3x3 convolution (outputs, inputs, 3, 3) of `_repeated` x: the transposed one of x, (inputs, outputs, 4, 4).
+
+    With stride 2 and padding 1, exactly: of three neighbours two are copies of one pixel, whose weights add up. It
+    takes 4 multiplications in place of 9.
+    """
+    first, middle, last = weight.unbind(-1)
+    along = torch.stack([last, middle + last, first + middle, first], dim=-1)
+    first, middle, last = along.unbind(-2)
+    both = torch.stack([last, middle + last, first + middle, first], dim=-2)
+    return both.transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 class SelfAttention(nn.Module):
@@ -185,10 +230,11 @@ class UNet(nn.Module):
             hidden = skips[-1] = self.attend_down[index](hidden)
         hidden = self.attention(self.middle(hidden, embedding))
         for index, level in enumerate(self.up):
-            if index:
-                hidden = nnf.interpolate(hidden, scale_factor=2, mode="nearest")
-            for block in level:  # type: ignore[attr-defined]
-                hidden = block(torch.cat([hidden, skips.pop()], dim=1), embedding)
+            for number, block in enumerate(level):  # type: ignore[arg-type]
+                if index and number == 0:
+                    hidden = block(skips.pop(), embedding, hidden)
+                else:
+                    hidden = block(torch.cat([hidden, skips.pop()], dim=1), embedding)
             hidden = self.attend_up[index](hidden)
         return self.conv_out(silu_of_own(self.norm_out(hidden)))[..., :height, :width]
 

@@ -151,14 +151,26 @@ def test_attention_at_as_many_levels_as_asked_for(attention, widths):
     assert seen == widths
 
 
-def test_attention_sees_the_whole_image():
+@pytest.mark.parametrize(("coarse", "fine", "outputs"), [(48, 16, 16), (20, 12, 24), (16, 8, 24), (8, 8, 16)])
+@pytest.mark.parametrize("grad", [False, True], ids=["evaluated", "trained"])
+def test_half_of_the_channels_at_half_the_resolution_count_as_repeated(coarse, fine, outputs, grad):
+    block = ResidualBlock(coarse + fine, outputs, 8).double()
+    generator = torch_generator("coarse", coarse)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    x, small = draw(2, fine, 10, 14).double(), draw(2, coarse, 5, 7).double()
+    embedding = draw(2, 8).double()
+    whole = torch.cat([nn.functional.interpolate(small, scale_factor=2, mode="nearest"), x], dim=1)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(block(x, embedding, small), block(whole, embedding), rtol=1e-10, atol=1e-10)
+
+
+def test_attention_sees_the_whole_image(monkeypatch):
     network, x = scrambled(channels=(8, 16), attention=1), draw(1, 3, 64, 64)
     other = x.clone()
     other[..., :2, :2] += 5
     without = scrambled(channels=(8, 16), attention=0)
-    norms = [module for net in (network, without) for module in net.modules() if isinstance(module, nn.GroupNorm)]
-    for norm in norms:  # their means and variances see all of it, too
-        norm.forward = lambda x: x
+    monkeypatch.setattr(nn.functional, "group_norm", lambda x, *_: x)  # their means and variances see all of it, too
     with torch.no_grad():
         changes = [(net(other, torch.zeros(1)) - net(x, torch.zeros(1))).abs() for net in (network, without)]
     assert [bool((change[..., 40:, 40:] > 0).any()) for change in changes] == [True, False]

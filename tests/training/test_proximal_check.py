@@ -152,7 +152,7 @@ def chosen(rows: list[dict]) -> int:
 
 def test_a_prior_that_gets_no_better_ends_early_and_keeps_its_best_weights(tmp_path, tiny_settings, simulated):
     settings = [*tiny_settings, f"data.path={simulated}", "steps=24", "checkpoint_every=3", "prior.patience=2"]
-    settings += ["prior.learning_rate=0.3", "prior.fake_learning_rate=1e-6"]  # gets worse with every step
+    settings += ["prior.learning_rate=0.003", "prior.fake_learning_rate=1e-6"]  # gets worse with every step
     run = go(load_config(None, settings), tmp_path / "run")
     rows = [row for row in read_metrics(run) if row["stage"] == "prior"]
     values = {row["step"]: row["validation"] for row in rows if "validation" in row}

@@ -22,6 +22,7 @@ TINY = (
     "logging.tensorboard=off",
     "logging.grid_every=0",
     "prior.validation_images=16",
+    "posterior.share=0",  # tests that need the posterior network train it
 )
 
 

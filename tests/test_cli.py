@@ -422,7 +422,7 @@ def test_train_and_sample(run, tmp_path, simulated, tiny_settings):
     code, out, err = run("train", *shared, *sets)
     assert code == 0, err
     assert "nominal 3, achieved" in out
-    told = out.splitlines()[-2:]
+    told = out.splitlines()[-2:]  # tiny_settings leave the posterior network out
     assert told[0] == "finished: runs/multicoil-r3-seed1"
     assert told[1] == "next: the same command with --stage posterior trains what reconstructs best"
     code, out, _ = run("train", *shared, *sets)

@@ -22,7 +22,7 @@ def train(
     acceleration: Annotated[
         float | None, typer.Option(help="R at which fully sampled scans are undersampled [4]")
     ] = None,
-    stage: Annotated[StageChoice, typer.Option(help="which stages to train; all: teacher and prior")] = StageChoice.all,
+    stage: Annotated[StageChoice, typer.Option(help="which stages to train")] = StageChoice.all,
     recipe: Annotated[Path | None, typer.Option(help="TOML recipe")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override one setting, key=value; repeatable")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder [runs/NAME]")] = None,
@@ -39,7 +39,7 @@ def train(
         bool, typer.Option("--allow-changes", help="go on with other settings than the run began with; recorded")
     ] = False,
 ) -> None:
-    """Train a teacher and its one-step prior. The same command again goes on where it stopped."""
+    """Train teacher, one-step prior and posterior network. The same command again goes on where it stopped."""
     from rsdmri.config import load_config
     from rsdmri.workflows.budget import parse_duration
     from rsdmri.workflows.train import train as run
@@ -78,7 +78,8 @@ def train(
 def _next(config: "Config", run: Path, stage: StageChoice) -> str:
     """A line on the stage that is left, where it can be trained."""
     able = config.trains_on_kspace and config.preconditioning == "operator"
-    if stage is StageChoice.posterior or not able or not (run / "teacher" / "config.json").is_file():
+    last = stage is StageChoice.posterior or (stage is StageChoice.all and config.trains_posterior)
+    if last or not able or not (run / "teacher" / "config.json").is_file():
         return ""
     return "\nnext: the same command with --stage posterior trains what reconstructs best"
 

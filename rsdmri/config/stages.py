@@ -37,7 +37,7 @@ class TeacherConfig(Section):
     sigma_mean: float = -1.2
     sigma_std: float = Field(1.2, gt=0)
     keep: Literal["last", "best"] = Field("last", description="weights of the end, or of the lowest validation loss")
-    share: float = Field(0.55, gt=0, lt=1, description="share of the time budget that the teacher gets")
+    share: float = Field(0.55, gt=0, lt=1, description="the teacher's share of the time budget of both phases")
 
 
 class PriorConfig(Section):
@@ -107,6 +107,7 @@ class PosteriorConfig(Section):
     steps: int = Field(2_000, ge=1)
     batch: int = Field(16, ge=1, description="images of a step, in all processes together")
     accumulate: int = Field(1, ge=1, description="parts of a step's images taken one after the other, for less memory")
+    share: float = Field(0.25, ge=0, lt=1, description="share of the time budget; 0: none, --stage all leaves it out")
     learning_rate: float = Field(3e-4, gt=0)
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
     decay_from: float = Field(0.5, ge=0, le=1)

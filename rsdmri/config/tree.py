@@ -90,6 +90,13 @@ class Config(Section):
             return self.network.preconditioning
         return "operator" if self.objective in ("ambient", "fourier-ambient") else "published"
 
+    @property
+    def trains_posterior(self) -> bool:
+        """Whether ``--stage all`` trains the posterior network: where lines can be held out, if it is wanted."""
+        able = self.trains_on_kspace and self.preconditioning == "operator"
+        starts = self.prior.distils or self.posterior.start == "generator"
+        return able and starts and self.posterior.share > 0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary without the empty settings."""
         return self.model_dump(mode="json", exclude_none=True)

@@ -220,6 +220,7 @@ class _Work:
         if self.teacher is not None:
             self.folder.give_teacher(run, self.teacher)
         say = self.say if loud else self._warnings
+        config = config.model_copy(update={"posterior": config.posterior.model_copy(update={"share": 0.0})})
         try:
             stage: StageName = "all" if self.axis.retrains else "prior"
             if not (run / "prior" / "config.json").is_file():  # the last thing that a training writes

@@ -44,6 +44,7 @@ SETTINGS: dict[str, Any] = {
         "fake_learning_rate": 3e-4,
         "ema_images": 3000.0,
     },
+    "posterior": {"noise": 0.0, "phase": 0.0, "learning_rate": 4e-4, "ema_images": 2000.0},
 }
 
 
@@ -52,7 +53,7 @@ class Pace:
     """How much the demo does.
 
     Attributes:
-        training: seconds for both stages.
+        training: seconds for all stages.
         images: samples of each sampler that the distances rest on, at most.
         teacher_seconds: time that the teacher's samples may take.
         reference: clean scans, of other subjects, that samples are compared with.
@@ -64,8 +65,8 @@ class Pace:
     reference: int
 
 
-FULL = Pace(training=600.0, images=256, teacher_seconds=60.0, reference=40)
-QUICK = Pace(training=105.0, images=64, teacher_seconds=12.0, reference=12)
+FULL = Pace(training=690.0, images=256, teacher_seconds=60.0, reference=40)
+QUICK = Pace(training=130.0, images=64, teacher_seconds=12.0, reference=12)
 
 
 def demo_config(quick: bool = False, seed: int = 0) -> Config:

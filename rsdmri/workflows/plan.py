@@ -170,7 +170,8 @@ def time_line(config: Config, plan: Plan, device: torch.device) -> str:
 
 
 def _trained(config: Config) -> tuple[StageName, ...]:
-    return ("teacher", "prior") if config.prior.distils else ("prior",)
+    both: tuple[StageName, ...] = ("teacher", "prior") if config.prior.distils else ("prior",)
+    return (*both, "posterior") if config.trains_posterior else both
 
 
 def _batch(config: Config, stage: StageName) -> int:

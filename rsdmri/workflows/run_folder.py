@@ -23,7 +23,7 @@ from rsdmri.workflows.run_lock import lock_folder
 # Settings that may differ when a run goes on: how long, how often, how fast, not what.
 FREE = (
     *("steps", "teacher.steps", "prior.steps", "checkpoint_every", "workers", "teacher.share", "network.compile"),
-    *("teacher.accumulate", "prior.accumulate", "posterior.steps", "posterior.accumulate"),
+    *("teacher.accumulate", "prior.accumulate", "posterior.steps", "posterior.accumulate", "posterior.share"),
     *("data.cache_gb", "data.cache_dir", "data.cache_dir_gb", "data.workers"),
     *(
         "snapshots_gb",

@@ -44,14 +44,14 @@ def train(
     draw: bool = False,
     say: Say = print,
 ) -> Path:
-    """Train the teacher and the one-step prior into the run folder ``out`` and return it.
+    """Train teacher, one-step prior and posterior network into the run folder ``out`` and return it.
 
     In each of several processes that torchrun started, the call does its share.
 
     Args:
         config: settings; without ``data.path`` scans are simulated under ``out/data``.
         out: run folder; a run with the same settings there goes on where it stopped.
-        stage: which; ``all``: teacher and prior.
+        stage: which; ``all``: each that the data and the settings allow.
         budget: wall-clock seconds for everything; the schedule is fitted to it.
         device: ``auto``, or a torch device.
         dry_run: print the plan and stop.
@@ -90,7 +90,8 @@ def train(
         trainer = ground.trainer(folder, found, held_out)
         (used,) = processes.largest(time.monotonic() - started)
         left = None if budget is None else max(1.0, budget - used)
-        trainer.run(stage, split_budget(left, config.teacher.share if config.prior.distils else 0.0, stage))
+        shares = config.teacher.share if config.prior.distils else 0.0, config.posterior.share
+        trainer.run(stage, split_budget(left, shares[0], stage, shares[1] if config.trains_posterior else 0.0))
     return out
 
 
@@ -191,8 +192,11 @@ def _entered(
     return folder if processes.first else RunFolder(out)
 
 
-def split_budget(seconds: float | None, share: float, stage: StageName) -> Budget:
-    """Divide ``seconds`` between the stages that will run."""
+def split_budget(seconds: float | None, share: float, stage: StageName, posterior: float = 0.0) -> Budget:
+    """Divide ``seconds`` between the stages that will run.
+
+    The posterior network gets the share ``posterior`` of all, the teacher ``share`` of what is left.
+    """
     if seconds is None:
         return Budget()
     if stage == "teacher":
@@ -201,7 +205,8 @@ def split_budget(seconds: float | None, share: float, stage: StageName) -> Budge
         return Budget(prior=seconds)
     if stage == "posterior":
         return Budget(posterior=seconds)
-    return Budget(share * seconds, (1 - share) * seconds)
+    both = (1 - posterior) * seconds
+    return Budget(share * both, (1 - share) * both, posterior * seconds if posterior else None)
 
 
 def _recorded(config: Config) -> Config:

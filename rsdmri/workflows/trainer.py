@@ -103,7 +103,10 @@ class Trainer:
         self._draws = Draws()
 
     def run(self, stage: StageName, budget: Budget) -> None:
-        """Train the stages that ``stage`` names and are not finished; a prior without a teacher needs none."""
+        """Train the stages that ``stage`` names and are not finished; a prior without a teacher needs none.
+
+        ``all`` leaves out the posterior network where `Config.trains_posterior` says so.
+        """
         distils = self.config.prior.distils
         if stage in (("all", "teacher") if distils else ("teacher",)):
             denoiser = self._untrained()
@@ -120,7 +123,7 @@ class Trainer:
             facts = self._train(prior_stage, schedule, title, self.config.prior.keep)
             if facts is not None:
                 self._export("prior", denoiser, prior_stage.average, facts | training)
-        if stage == "posterior":
+        if stage == "posterior" or (stage == "all" and self.config.trains_posterior):
             self._run_posterior(budget)
 
     def _run_posterior(self, budget: Budget) -> None:

@@ -56,6 +56,37 @@ def test_a_posterior_network_is_written_beside_what_was_there(tuned, finished_ru
     assert "denoiser.network.conv_out.weight" in changed
 
 
+def test_all_stages_end_with_the_posterior_network(tmp_path, tiny_settings, simulated, tuned):
+    settings = ["posterior.share=0.2", "steps=4"]
+    both = go(chosen(tiny_settings, simulated, *settings), tmp_path / "run")
+    assert [row["stage"] for row in read_metrics(both)] == 4 * ["teacher"] + 4 * ["prior"] + 4 * ["posterior"]
+    apart = chosen(tiny_settings, simulated, *settings)
+    for stage in ("teacher", "posterior"):
+        go(apart, tmp_path / "apart", stage=stage)
+    assert all(
+        map(torch.equal, weights(both / "posterior").values(), weights(tmp_path / "apart" / "posterior").values())
+    )
+    said = []
+    go(apart, both, say=said.append)
+    assert "posterior: finished before, after 4 steps" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [
+        ([], True),
+        (["posterior.share=0"], False),
+        (["teacher.objective=edm"], False),
+        (["network.preconditioning=published"], False),
+        (["prior.objective=ambient-gan"], False),
+        (["prior.objective=ambient-gan", "posterior.start=generator"], True),
+        (["corruption.kind=inpainting"], False),
+    ],
+)
+def test_which_runs_end_with_a_posterior_network(settings, trained):
+    assert load_config(None, settings).trains_posterior is trained
+
+
 def test_the_prior_of_the_run_is_what_it_was(tuned, finished_run):
     prior = load_prior(tuned, "cpu")
     assert prior.kind == "prior"

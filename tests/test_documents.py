@@ -27,7 +27,7 @@ def test_the_described_simulated_set_is_the_default():
     command = re.search(r"rsdmri simulate OUT (.*)", path.read_text(encoding="utf-8"))[1]
     options = dict(zip(command.split()[::2], command.split()[1::2], strict=True))
     defaults = Config().simulate.model_dump(exclude={"accelerations"})
-    assert options == {f"--{name}": str(value) for name, value in defaults.items()}
+    assert options == {f"--{name.replace(chr(95), chr(45))}": str(value) for name, value in defaults.items()}
 
 
 def test_the_manifest_page_names_every_column_and_its_command_runs(tmp_path, monkeypatch, simulated):

@@ -30,6 +30,7 @@ def simulate(
     sampling: Annotated[
         Sampling, typer.Option(help="by --acceleration: points of two phase encodings")
     ] = Sampling.lines,
+    phase_fov: Annotated[float, typer.Option(help="field of view of the phase encoding over the readout's")] = 1.0,
 ) -> None:
     """Write simulated multicoil scans. Warped heads in fastMRI-style files, with a manifest."""
     from rsdmri.data.simulate_files import find_volumes, write_simulated
@@ -51,6 +52,7 @@ def simulate(
             volumes=found,
             accelerations=acceleration or (),
             sampling=sampling.value,
+            phase_fov=phase_fov,
             progress=lambda *_: bar.advance(),
         )
     typer.echo(f"{scans} scans of {slices} slices: {manifest}")

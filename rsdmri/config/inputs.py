@@ -19,6 +19,7 @@ class SimulateConfig(Section):
     echo: Literal["spin", "gradient", "mixed"] = Field("spin", description="gradient: phase of air nearby and of fat")
     accelerations: tuple[float, ...] = Field((), description="scans undersampled by these in turn; none: full ones")
     sampling: Literal["lines", "points"] = Field("lines", description="points: of two phase encodings, whole slices")
+    phase_fov: float = Field(1.0, ge=0.5, le=1, description="field of view of the phase encoding over the readout's")
     seed: int = 0
 
 

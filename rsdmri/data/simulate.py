@@ -38,19 +38,19 @@ _DETAIL_POWER = {"T1w": 0.8, "T2w": -0.8, "PDw": -0.3, "FLAIR": -0.5}
 
 @dataclass(frozen=True)
 class SimulatedScan:
-    """One simulated scan and the truth behind it; S slices, C coils, n = size.
+    """One simulated scan and the truth behind it; S slices, C coils, y = size rows, x columns (see ``phase_fov``).
 
     ``kspace = fft2c(maps * image) + noise`` holds exactly up to rounding, in the file's arbitrary units.
     """
 
     kspace: np.ndarray
-    """(S, C, n, n) complex64, fully sampled, noisy."""
+    """(S, C, y, x) complex64, fully sampled, noisy."""
     target: np.ndarray
-    """(S, n, n) float32: root sum of squares over coils of the noisy full data, fastMRI's ``reconstruction_rss``."""
+    """(S, y, x) float32: root sum of squares over coils of the noisy full data, fastMRI's ``reconstruction_rss``."""
     image: np.ndarray
-    """(S, n, n) complex64, noise-free."""
+    """(S, y, x) complex64, noise-free."""
     maps: np.ndarray
-    """(S, C, n, n) complex64, sum over coils of |s|^2 = 1 everywhere, outside the head too."""
+    """(S, C, y, x) complex64, sum over coils of |s|^2 = 1 everywhere, outside the head too."""
     noise_covariance: np.ndarray
     """(C, C) complex128 covariance E[n n^H] of one k-space sample, in the units of ``kspace``."""
     contrast: str
@@ -61,13 +61,13 @@ class SimulatedScan:
 
     def as_scan(self, name: str) -> Scan:
         """A fully sampled scan without maps, its target the noise-free image; what is known of the noise stays out."""
-        size = self.image.shape[-1]
+        height, width = self.image.shape[-2:]
         return Scan(
             name=name,
             kspace=self.kspace.astype(np.complex64),
-            mask=np.ones((1, size), bool),
-            absent=np.zeros(size, bool),
-            crop=(size, size),
+            mask=np.ones((1, width), bool),
+            absent=np.zeros(width, bool),
+            crop=(height, width),
             prospective=False,
             acquisition=self.contrast,
             target=np.abs(self.image),
@@ -85,6 +85,7 @@ def simulate_scan(
     contrast: str = "mixed",
     seed: int = 0,
     echo: str = "spin",
+    phase_fov: float = 1.0,
     volume: Magnitudes | None = None,
 ) -> SimulatedScan:
     """Simulate one subject's scan.
@@ -101,12 +102,15 @@ def simulate_scan(
         seed: which population.
         echo: of `ECHOES`: ``gradient`` adds the phase that air nearby and fat leave where no pulse refocuses them,
             ``mixed`` to one subject in two.
+        phase_fov: field of view along the phase encoding over that along the readout; heads are narrow.
         volume: anatomy and contrast are drawn from it, see `draw_slices`; None: packaged anatomy.
 
     Raises:
         InputError: a setting out of range.
     """
-    check_settings(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo)
+    check_settings(
+        slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo, phase_fov=phase_fov
+    )
     key = ("simulate", seed, subject_seed)
     if volume is None:
         contrast = _drawn_contrast(contrast, seed, subject_seed)
@@ -126,6 +130,9 @@ def simulate_scan(
     image = phase * (tissue * shading)
     scale = float(10.0 ** numpy_generator(*key, "scale").uniform(-6, -3))
     image = (image * (scale / np.percentile(np.abs(image), 99))).astype(np.complex64)
+    columns = phase_columns(size, phase_fov)
+    left = size // 2 - columns // 2
+    image, maps = (np.ascontiguousarray(x[..., left : left + columns]) for x in (image, maps))
 
     kspace = _fft2c(maps * image[:, None])
     covariance = _noise_covariance(numpy_generator(*key, "covariance"), coils) * (noise * scale) ** 2
@@ -158,13 +165,22 @@ def _rendered(
     return parts[0], parts[1], head.heights, head.fov_mm
 
 
-def check_settings(*, slices: int, size: int, coils: int, noise: float, contrast: str, echo: str = "spin") -> None:
+def phase_columns(size: int, phase_fov: float) -> int:
+    """Columns of a scan of ``size`` rows, whose pixels are square."""
+    return round(size * phase_fov)
+
+
+def check_settings(
+    *, slices: int, size: int, coils: int, noise: float, contrast: str, echo: str = "spin", phase_fov: float = 1.0
+) -> None:
     """Raise `InputError` for a setting of `simulate_scan` that is out of range."""
     for name, value, low, high in (("slices", slices, 1, 512), ("size", size, 16, 512), ("coils", coils, 1, 128)):
         if not low <= value <= high:
             raise InputError(f"--{name} {value}: must be between {low} and {high}")
     if not 0 <= noise <= 10:
         raise InputError(f"--noise {noise}: must be between 0 and 10 (1 is the brightest tissue)")
+    if not 0.5 <= phase_fov <= 1:
+        raise InputError(f"--phase-fov {phase_fov}: must be between 0.5 and 1 of the readout's")
     if echo not in ECHOES:
         raise InputError(f"--echo {echo}: must be one of {', '.join(ECHOES)}")
     if contrast not in ("mixed", *CONTRASTS):

@@ -14,7 +14,7 @@ from rsdmri.data.fastmri_write import write_scan
 from rsdmri.data.magnitudes import read_magnitudes
 from rsdmri.data.manifest import ManifestEntry, file_sha256, write_manifest
 from rsdmri.data.scan import Header
-from rsdmri.data.simulate import CONTRASTS, check_settings, simulate_scan
+from rsdmri.data.simulate import CONTRASTS, check_settings, phase_columns, simulate_scan
 from rsdmri.errors import InputError
 from rsdmri.files import output_directory
 from rsdmri.physics import masks
@@ -52,6 +52,7 @@ def write_simulated(
     volumes: Sequence[Path] = (),
     accelerations: Sequence[float] = (),
     sampling: str = "lines",
+    phase_fov: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write ``scans`` scans as ``simNNNNN.h5`` with a ``manifest.tsv`` to the folder ``out``; return the manifest.
@@ -75,29 +76,33 @@ def write_simulated(
     """
     if not 1 <= scans <= 99_999:
         raise InputError(f"--scans {scans}: must be between 1 and 99999")
-    check_settings(slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo)
+    check_settings(
+        slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo, phase_fov=phase_fov
+    )
     if volumes and contrast != "mixed":
         raise InputError(f"--contrast {contrast}: volumes have their own; leave it out")
     if sampling not in SAMPLINGS:
         raise InputError(f"--sampling {sampling}: must be one of {', '.join(SAMPLINGS)}")
     if sampling != "lines" and not accelerations:
         raise InputError(f"--sampling {sampling}: fully sampled scans have no mask; give --acceleration, too")
-    laws = [_law(sampling, size, acceleration) for acceleration in accelerations]
+    shape = size, phase_columns(size, phase_fov)
+    laws = [_law(sampling, shape, acceleration) for acceleration in accelerations]
     folder = output_directory(out)
     settings = {"slices": slices, "size": size, "coils": coils, "noise": noise, "contrast": contrast, "seed": seed}
-    settings |= {} if echo == "spin" else {"echo": echo}  # files of before say nothing of it
+    settings |= {} if echo == "spin" else {"echo": echo}  # files of before say nothing of it, nor of this:
+    settings |= {} if phase_fov == 1 else {"phase_fov": phase_fov}
     entries = []
     for subject in _subjects(scans, seed, volumes):
         path = folder / f"sim{subject.number:05d}.h5"
         made = _made(path, subject, settings, _chosen(laws, seed, subject.number))
-        entries.append(_entry(path, subject, made, coils, size))
+        entries.append(_entry(path, subject, made, coils, shape))
         if progress is not None:
             progress(subject.number + 1, scans)
     write_manifest(folder / "manifest.tsv", entries)
     return folder / "manifest.tsv"
 
 
-def _entry(path: Path, subject: _Subject, contrast: str, coils: int, size: int) -> ManifestEntry:
+def _entry(path: Path, subject: _Subject, contrast: str, coils: int, shape: tuple[int, int]) -> ManifestEntry:
     return ManifestEntry(
         path=path,
         sha256=file_sha256(path),
@@ -106,7 +111,7 @@ def _entry(path: Path, subject: _Subject, contrast: str, coils: int, size: int) 
         anatomy="head",
         contrast=contrast,
         coils=str(coils),
-        matrix=f"{size}x{size}",
+        matrix=f"{shape[0]}x{shape[1]}",
         licence=subject.licence,
     )
 
@@ -145,11 +150,11 @@ def _person(path: Path) -> str:
     return str(path.with_name(match[0] if match else path.name))
 
 
-def _law(sampling: str, size: int, acceleration: float) -> masks.SamplingLaw:
+def _law(sampling: str, shape: tuple[int, int], acceleration: float) -> masks.SamplingLaw:
     """The masks of one acceleration; ``InputError`` where there are none."""
     if sampling == "lines":
-        return masks.SamplingLaw("random", (1, size), acceleration, masks.center_fraction(size, acceleration))
-    return masks.SamplingLaw("poisson", (size, size), acceleration, _POINTS_CENTRE)
+        return masks.SamplingLaw("random", (1, shape[1]), acceleration, masks.center_fraction(shape[1], acceleration))
+    return masks.SamplingLaw("poisson", shape, acceleration, _POINTS_CENTRE)
 
 
 def _chosen(laws: Sequence[masks.SamplingLaw], seed: int, number: int) -> masks.SamplingLaw | None:
@@ -175,7 +180,7 @@ def _made(path: Path, subject: _Subject, settings: Mapping[str, object], law: ma
         return made
     volume = None if subject.volume is None else read_magnitudes(subject.volume)
     scan = simulate_scan(subject.number, volume=volume, **settings)  # type: ignore[arg-type]
-    size, kspace = scan.image.shape[-1], scan.kspace
+    (height, width), kspace = scan.image.shape[-2:], scan.kspace
     attrs: dict[str, object] = {
         "acquisition": _ACQUISITIONS[scan.contrast],
         "patient_id": hashlib.sha256(f"rsdmri-simulated {stamp}".encode()).hexdigest(),
@@ -190,7 +195,8 @@ def _made(path: Path, subject: _Subject, settings: Mapping[str, object], law: ma
         drawn = law.draw("simulate", settings["seed"], subject.number, "mask").acquired.numpy()
         mask = drawn[0] if law.lines else drawn
         kspace = np.where(mask, kspace, 0)
-    header = Header((size, size, 1), (size, size, 1), (scan.fov_mm, scan.fov_mm, 5.0), (0, size))
+    matrix, fov = (height, width, 1), (scan.fov_mm, scan.fov_mm * width / height, 5.0)
+    header = Header(matrix, matrix, fov, (0, width))
     write_scan(path, kspace, target=target, mask=mask, header=header, attrs=attrs)
     return scan.contrast
 

@@ -10,6 +10,7 @@ import torch
 from rsdmri.config import Config
 from rsdmri.data.dataset import TrainingSlices
 from rsdmri.data.remote import Location, is_uri, refuse_secrets
+from rsdmri.data.simulate import phase_columns
 from rsdmri.data.simulate_files import write_simulated
 from rsdmri.diffusion.acquisitions import Acquisitions
 from rsdmri.errors import InputError, Interrupted
@@ -224,7 +225,8 @@ def _check_before(config: Config, out: Path, stage: StageName) -> None:
     check_objective(config)
     tensorboard_wanted(config)
     if not config.data.path:
-        mask_law(config).check(config.simulate.size, config.simulate.coils, ambient=config.trains_on_kspace)
+        columns = phase_columns(config.simulate.size, config.simulate.phase_fov)
+        mask_law(config).check(columns, config.simulate.coils, ambient=config.trains_on_kspace)
     if stage == "prior" and config.prior.distils and not (out / "teacher" / "config.json").is_file():
         raise InputError(f"--stage prior: {out} holds no finished teacher; run --stage teacher there first, or all")
     if stage == "posterior":

@@ -162,6 +162,19 @@ def test_mixed_echoes_are_of_both_kinds():
     assert 4 <= sum(alike) <= 12
 
 
+@pytest.mark.parametrize(("size", "columns"), [(32, 26), (33, 26)])
+def test_a_narrow_field_of_view_is_the_middle_of_the_wide_one(size, columns):
+    wide = simulate_scan(3, slices=2, size=size, coils=3, noise=0.0)
+    narrow = simulate_scan(3, slices=2, size=size, coils=3, noise=0.0, phase_fov=0.8)
+    assert narrow.kspace.shape == (2, 3, size, columns)
+    left = size // 2 - columns // 2
+    assert np.array_equal(narrow.image, wide.image[..., left : left + columns])
+    assert np.array_equal(narrow.maps, wide.maps[..., left : left + columns])
+    np.testing.assert_allclose(narrow.target, wide.target[..., left : left + columns], atol=1e-5 * wide.scale)
+    scan = narrow.as_scan("narrow")
+    assert (scan.mask.shape, scan.crop) == ((1, columns), (size, columns))
+
+
 def test_noise_does_not_change_the_anatomy():
     quiet, loud = (simulate_scan(7, slices=1, size=32, coils=2, noise=noise) for noise in (0.0, 0.3))
     assert np.array_equal(quiet.image, loud.image)
@@ -178,10 +191,11 @@ def test_noise_does_not_change_the_anatomy():
         ("noise", np.nan),
         ("contrast", "CT"),
         ("echo", "stimulated"),
+        ("phase_fov", 0.3),
     ],
 )
 def test_settings_out_of_range_are_named(setting, value):
-    with pytest.raises(InputError, match=f"--{setting}"):
+    with pytest.raises(InputError, match=f"--{setting.replace('_', '-')}"):
         simulate_scan(0, **{setting: value})
 
 

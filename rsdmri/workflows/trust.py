@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rsdmri.errors import InputError
+from rsdmri.physics.masks import achieved_acceleration
 from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import PreparedSlice
 from rsdmri.physics.sense import sense
@@ -26,6 +27,8 @@ from rsdmri.reconstruction.posterior import weights_digest
 from rsdmri.reconstruction.uncertainty import quantile_estimator, widened
 from rsdmri.runtime import numpy_generator
 from rsdmri.workflows.slices import SliceWork
+
+ALIKE = 1.25  # ratio of accelerations up to which a calibration is taken to hold
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,19 @@ def held_out_samples(work: SliceWork, share: float) -> tuple[HeldOutSamples, int
 
 
 def _calibration(work: SliceWork) -> tuple[Calibration | None, tuple[str, ...]]:
-    """That of the prior, where it holds for this reconstruction, and why it does not."""
+    """That of the prior, where it holds for this reconstruction, and why it does not or may not."""
     stored = None if work.prior is None else work.prior.meta.get("calibration")
     if stored is None or work.prior is None or work.quantiles is None:
         return None, ()
     found = load_calibration(stored)
     settings = work.settings.model_dump_json()
     reason = found.mismatch(work.method, settings, work.samples, weights_digest(work.prior, work.settings))
-    return (found, ()) if reason is None else (None, (reason,))
+    if reason is not None:
+        return None, (reason,)
+    own = achieved_acceleration(work.mask, torch.as_tensor(work.scan.absent))
+    if max(own / found.acceleration, found.acceleration / own) > ALIKE:
+        return found, (f"its band was calibrated at R {found.acceleration:g}, this scan has {own:.1f}: calibrate anew",)
+    return found, ()
 
 
 def _own_factor(samples: HeldOutSamples, work: SliceWork) -> tuple[SpreadCalibration | None, tuple[str, ...]]:

@@ -145,6 +145,10 @@ def test_a_calibration_set_is_written_beside_the_prior_and_used(scan, folder, pr
     inside = object_mask(result.target)
     before, after = (coverage(r.target, r.quantiles[0], r.quantiles[2], inside) for r in (bare, result))
     assert after > max(before, 0.8)
+    assert not any("calibrated at" in warning for warning in result.warnings)
+    faster = reconstruct(scan, prior=again, **OPTIONS | {"acceleration": 4})
+    assert faster.attrs["interval_factor"] == made.factor
+    assert any("calibrated at R 2, this scan has" in warning for warning in faster.warnings)
     other = reconstruct(scan, prior=again, **OPTIONS | {"samples": 2})
     assert other.attrs["interval_factor"] == 1
     assert any("other draws (3, here 2)" in warning for warning in other.warnings)

@@ -121,18 +121,12 @@ def simulate_scan(
     line = (np.arange(size) - size // 2) / size  # field of view is [-1/2, 1/2)
     height = heights / fov
     maps, shading = _coil_maps(numpy_generator(*key, "coils"), coils, height, line)
-    phase = _phase(numpy_generator(*key, "phase"), height, line)
-    generator = numpy_generator(*key, "echo")
-    if echo == "gradient" or (echo == "mixed" and generator.uniform() < 0.5):
-        dephased, shift = _unrefocused(generator, height, line)
-        phase = phase * dephased
-        tissue = tissue if fat is None else tissue + (shift - 1) * fat
+    phase, shift = _phase_at_echo(key, echo, height, line)
+    tissue = tissue if fat is None or shift is None else tissue + (shift - 1) * fat
     image = phase * (tissue * shading)
     scale = float(10.0 ** numpy_generator(*key, "scale").uniform(-6, -3))
     image = (image * (scale / np.percentile(np.abs(image), 99))).astype(np.complex64)
-    columns = phase_columns(size, phase_fov)
-    left = size // 2 - columns // 2
-    image, maps = (np.ascontiguousarray(x[..., left : left + columns]) for x in (image, maps))
+    image, maps = (_middle(x, phase_columns(size, phase_fov)) for x in (image, maps))
 
     kspace = _fft2c(maps * image[:, None])
     covariance = _noise_covariance(numpy_generator(*key, "covariance"), coils) * (noise * scale) ** 2
@@ -140,6 +134,12 @@ def simulate_scan(
         kspace += _noise(numpy_generator(*key, "noise"), covariance, kspace.shape)
     target = np.sqrt((np.abs(_fft2c(kspace, inverse=True)) ** 2).sum(1))
     return SimulatedScan(kspace, target, image, maps, covariance, contrast, fov, scale)
+
+
+def _middle(x: np.ndarray, columns: int) -> np.ndarray:
+    """The ``columns`` around the centre of the last axis."""
+    left = x.shape[-1] // 2 - columns // 2
+    return np.ascontiguousarray(x[..., left : left + columns])
 
 
 def _drawn_contrast(contrast: str, seed: int, subject_seed: int) -> str:
@@ -263,6 +263,17 @@ def _phase(generator: np.random.Generator, height: np.ndarray, line: np.ndarray)
     phase = phase + square[0] * x**2 + square[1] * y**2 + square[2] * x * y
     unit = (np.clip(height + 0.5, 0, 1), line + 0.5, line + 0.5)
     return np.asarray(np.exp(1j * (phase + 0.4 * smooth_field(generator, unit, 8))), np.complex64)
+
+
+def _phase_at_echo(
+    key: tuple[object, ...], echo: str, height: np.ndarray, line: np.ndarray
+) -> tuple[np.ndarray, complex | None]:
+    """Object phase (slice, y, x), and exp(i g) of fat where the echo is a gradient's."""
+    phase, generator = _phase(numpy_generator(*key, "phase"), height, line), numpy_generator(*key, "echo")
+    if echo == "gradient" or (echo == "mixed" and generator.uniform() < 0.5):
+        dephased, shift = _unrefocused(generator, height, line)
+        return phase * dephased, shift
+    return phase, None
 
 
 def _unrefocused(generator: np.random.Generator, height: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, complex]:

@@ -76,9 +76,10 @@ def write_simulated(
     """
     if not 1 <= scans <= 99_999:
         raise InputError(f"--scans {scans}: must be between 1 and 99999")
-    check_settings(
-        slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo, phase_fov=phase_fov
-    )
+    settings = {"slices": slices, "size": size, "coils": coils, "noise": noise, "contrast": contrast}
+    settings |= {} if echo == "spin" else {"echo": echo}  # files of before say nothing of it, nor of this:
+    settings |= {} if phase_fov == 1 else {"phase_fov": phase_fov}
+    check_settings(**settings)  # type: ignore[arg-type]
     if volumes and contrast != "mixed":
         raise InputError(f"--contrast {contrast}: volumes have their own; leave it out")
     if sampling not in SAMPLINGS:
@@ -88,13 +89,10 @@ def write_simulated(
     shape = size, phase_columns(size, phase_fov)
     laws = [_law(sampling, shape, acceleration) for acceleration in accelerations]
     folder = output_directory(out)
-    settings = {"slices": slices, "size": size, "coils": coils, "noise": noise, "contrast": contrast, "seed": seed}
-    settings |= {} if echo == "spin" else {"echo": echo}  # files of before say nothing of it, nor of this:
-    settings |= {} if phase_fov == 1 else {"phase_fov": phase_fov}
     entries = []
     for subject in _subjects(scans, seed, volumes):
         path = folder / f"sim{subject.number:05d}.h5"
-        made = _made(path, subject, settings, _chosen(laws, seed, subject.number))
+        made = _made(path, subject, settings | {"seed": seed}, _chosen(laws, seed, subject.number))
         entries.append(_entry(path, subject, made, coils, shape))
         if progress is not None:
             progress(subject.number + 1, scans)

@@ -17,6 +17,7 @@ from rsdmri.files import write_text
 from rsdmri.metrics.distribution import bootstrap, frechet_distance, image_features, kernel_distance
 from rsdmri.metrics.features import describe_features
 from rsdmri.metrics.magnitude_features import MagnitudeFeatures
+from rsdmri.metrics.uncertainty import coverage, object_mask
 from rsdmri.priors import Prior, load_prior
 from rsdmri.progress import progress
 from rsdmri.report.demo_report import DemoResults, ReconstructedScan, write_demo_report
@@ -217,7 +218,7 @@ def reconstruct_held_out(prior: Prior, config: Config, scans: list[Path]) -> lis
                     device=str(prior.device),
                 )
                 bar.advance(method=method)
-            first = next(iter(results.values()))
+            first, drawn = next(iter(results.values())), results["rsd"]
             found.append(
                 ReconstructedScan(
                     name=scan.name,
@@ -225,12 +226,21 @@ def reconstruct_held_out(prior: Prior, config: Config, scans: list[Path]) -> lis
                     mask=np.asarray(first.mask),
                     target=np.asarray(scan.target),
                     volumes={method: result.volume for method, result in results.items()},
-                    std=results["rsd"].std,
+                    std=drawn.std,
                     scores={method: dict(result.scores or {}) for method, result in results.items()},
                     seconds={method: float(result.attrs["seconds_per_slice"]) for method, result in results.items()},
+                    coverage=_coverage(drawn),
                 )
             )
     return found
+
+
+def _coverage(found: Reconstruction) -> float | None:
+    """Share of the object in the 90 % band."""
+    if found.target is None or found.quantiles is None:
+        return None
+    low, _, high = found.quantiles
+    return coverage(found.target, low, high, object_mask(found.target, floor=found.attrs["noise_floor"]))
 
 
 def _figures(results: DemoResults) -> dict[str, Any]:
@@ -242,4 +252,5 @@ def _figures(results: DemoResults) -> dict[str, Any]:
         "seconds": round(results.seconds, 1),
         "samples": samples,
         "reconstruction": results.score_rows(),
+        "coverage": [scan.coverage for scan in results.scans],
     }

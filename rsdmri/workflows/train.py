@@ -91,8 +91,7 @@ def train(
         trainer = ground.trainer(folder, found, held_out)
         (used,) = processes.largest(time.monotonic() - started)
         left = None if budget is None else max(1.0, budget - used)
-        shares = config.teacher.share if config.prior.distils else 0.0, config.posterior.share
-        trainer.run(stage, split_budget(left, shares[0], stage, shares[1] if config.trains_posterior else 0.0))
+        trainer.run(stage, split_budget(left, *_shares(config), stage=stage))
     return out
 
 
@@ -193,7 +192,13 @@ def _entered(
     return folder if processes.first else RunFolder(out)
 
 
-def split_budget(seconds: float | None, share: float, stage: StageName, posterior: float = 0.0) -> Budget:
+def _shares(config: Config) -> tuple[float, float]:
+    """Of the time budget: the teacher's in both phases, the posterior network's in all."""
+    teacher = config.teacher.share if config.prior.distils else 0.0
+    return teacher, config.posterior.share if config.trains_posterior else 0.0
+
+
+def split_budget(seconds: float | None, share: float, posterior: float = 0.0, *, stage: StageName) -> Budget:
     """Divide ``seconds`` between the stages that will run.
 
     The posterior network gets the share ``posterior`` of all, the teacher ``share`` of what is left.

@@ -36,6 +36,8 @@ def test_the_demo_ends_in_a_report_and_goes_on_when_called_again(
     figures = json.loads((tmp_path / "run" / "report.json").read_text())
     assert {row["method"] for row in figures["reconstruction"]} == set(module.METHODS)
     assert figures["samples"]["speed_ratio"] > 1
+    assert all(0 < share <= 1 for share in figures["coverage"])
+    assert "Posterior network: " in page
 
     weights = (tmp_path / "run" / "prior" / "model.safetensors").read_bytes()
     said.clear()

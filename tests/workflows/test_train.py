@@ -275,13 +275,15 @@ def test_a_budget_ends_both_stages_in_time(tmp_path, settings):
 
 
 def test_budget_is_shared_between_the_stages_that_run():
-    assert split_budget(None, 0.5, "all") == Budget()
-    assert split_budget(100.0, 0.6, "all") == Budget(60.0, pytest.approx(40.0))
-    assert split_budget(100.0, 0.6, "all", 0.2) == Budget(pytest.approx(48.0), pytest.approx(32.0), pytest.approx(20.0))
-    assert split_budget(100.0, 0.6, "prior", 0.2) == Budget(prior=100.0)
-    assert split_budget(100.0, 0.6, "teacher") == Budget(teacher=100.0)
-    assert split_budget(100.0, 0.6, "prior") == Budget(prior=100.0)
-    assert split_budget(100.0, 0.6, "posterior") == Budget(posterior=100.0)
+    assert split_budget(None, 0.5, stage="all") == Budget()
+    assert split_budget(100.0, 0.6, stage="all") == Budget(60.0, pytest.approx(40.0))
+    assert split_budget(100.0, 0.6, 0.2, stage="all") == Budget(
+        pytest.approx(48.0), pytest.approx(32.0), pytest.approx(20.0)
+    )
+    assert split_budget(100.0, 0.6, 0.2, stage="prior") == Budget(prior=100.0)
+    assert split_budget(100.0, 0.6, stage="teacher") == Budget(teacher=100.0)
+    assert split_budget(100.0, 0.6, stage="prior") == Budget(prior=100.0)
+    assert split_budget(100.0, 0.6, stage="posterior") == Budget(posterior=100.0)
 
 
 @pytest.mark.parametrize(

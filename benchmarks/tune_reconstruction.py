@@ -79,11 +79,11 @@ SPACES: dict[str, tuple[str, list[Space]]] = {
             {"variant": ["amortised"], "trust": [0.0, 0.05, 0.1, 0.2]},
             {
                 "variant": ["amortised"],
-                "trust": [0.0, 0.1, 0.2, 0.4],
+                "trust": [0.0, 0.1],
                 "agree": [10],
                 "factor": [0.05, 0.1, 0.2],
                 "floor": FLOORS[1:3],
-                "warm": [None, 40, 80],
+                "warm": [None, 40],
             },
         ],
     ),

@@ -234,6 +234,9 @@ def test_what_only_some_files_have_data_for(folders):
     again = evaluate_files(folders / "recon" / "scan0.h5", folders / "target" / "scan0.h5")
     assert again["coverage_90"] == pytest.approx(bright[:, 2:22][:, :10].sum() / bright[:, 2:22].sum(), abs=1e-3)
     assert again["coverage_90"] != found["coverage_90"]
+    with h5py.File(folders / "recon" / "scan0.h5", "r+") as file:
+        file.attrs["noise_floor"] = float(2 * target.max())  # noise alone
+    assert "coverage_90" not in evaluate_files(folders / "recon" / "scan0.h5", folders / "target" / "scan0.h5")
     assert "coverage_90" not in result["volumes"]["scan1.h5"]
     assert result["interval"]["coverage_90"] is None
     assert "coverage 90 %" in format_table(result)

@@ -28,7 +28,7 @@ def simulate(
         list[float] | None, typer.Option("--acceleration", "-R", help="of a scan; several: each gets one [none]")
     ] = None,
     sampling: Annotated[
-        Sampling, typer.Option(help="by --acceleration: points of two phase encodings")
+        Sampling, typer.Option(help="of undersampled scans; points: of two phase encodings")
     ] = Sampling.lines,
     phase_fov: Annotated[float, typer.Option(help="field of view of the phase encoding over the readout's")] = 1.0,
 ) -> None:

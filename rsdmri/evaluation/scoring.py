@@ -116,7 +116,8 @@ def _further(reconstruction: Path, target: Path, t: NDArray[Any]) -> dict[str, f
         reference, low = common_crop(t, low)
         _, high = common_crop(t, high)
         inside = object_mask(reference, floor=floor if isinstance(floor, float) else 0.0)
-        found["coverage_90"] = coverage(reference, low, high, inside)
+        if inside.any():  # not noise alone
+            found["coverage_90"] = coverage(reference, low, high, inside)
     if isinstance(residual, float):
         found["held_out_residual"] = residual
     return found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rsdmri.config import Config
 from rsdmri.diffusion.backbones import build_backbone
-from rsdmri.diffusion.unet import SelfAttention, parameter_count
+from rsdmri.diffusion.unet import ResidualBlock, SelfAttention, parameter_count
 from rsdmri.distillation.discriminator import View
 from rsdmri.training.adversary import build_discriminator
 
@@ -128,6 +128,9 @@ def _counted(network: nn.Module, evaluate: Callable[[], Tensor]) -> NetworkCost:
             counts[module] = 2 * output.numel() * module.weight[0].numel()
         elif isinstance(module, SelfAttention):
             counts[module] = 4 * inputs[0].numel() * attending.pop()
+        elif isinstance(module, ResidualBlock) and module.conv_in not in counts:  # on the way up, in two parts
+            fine, _, coarse = inputs
+            counts[module] = 2 * module.conv_in.out_channels * ((9 + 1) * fine.numel() + (16 + 1) * coarse.numel())
 
     def keep(tensor: Tensor) -> Tensor:
         scores = bool(attending) and tensor.shape[-2:] == (attending[0], attending[0])  # kernels compute these anew

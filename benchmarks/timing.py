@@ -12,7 +12,7 @@ def use_threads(threads: int) -> None:
     """Set the threads of this process and of programs that it starts; call before torch is imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(threads)
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # as in rsdmri, and best for BART, too
     import torch
 
     torch.set_num_threads(threads)

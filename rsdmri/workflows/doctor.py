@@ -67,7 +67,7 @@ def _torch() -> list[Row]:
     return [
         ("device", words, "ok" if device.type != "cpu" else "ok, but training at full size wants a CUDA device"),
         ("threads", str(torch.get_num_threads()), "ok"),
-        ("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "unset"), "ok"),
+        *((name, os.environ.get(name, "unset"), "ok") for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")),
     ]
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 
 def scores(results: Sequence[Any], factor: float = 1.0) -> dict[str, float]:
     """Means over reconstructions: share of the object's pixels in the 90 % band, rank correlation of std and error.
@@ -18,7 +16,7 @@ def scores(results: Sequence[Any], factor: float = 1.0) -> dict[str, float]:
 
     covered, ranks = [], []
     for found in results:
-        inside = _inside(found)
+        inside = found.object_mask
         low, _, high = widened(torch.from_numpy(found.quantiles), factor).numpy()
         covered.append(coverage(found.target, low, high, inside))
         ranks.append(rank_correlation(found.std, found.volume - found.target, inside))
@@ -31,13 +29,6 @@ def factor(results: Sequence[Any]) -> float | None:
     from rsdmri.reconstruction.calibration import conformal_quantile, interval_scores
 
     try:
-        return conformal_quantile([interval_scores(r.target, r.quantiles, _inside(r)) for r in results])
+        return conformal_quantile([interval_scores(r.target, r.quantiles, r.object_mask) for r in results])
     except InputError:  # draws that do not differ
         return None
-
-
-def _inside(found: Any) -> np.ndarray:
-    """Pixels of the object."""
-    from rsdmri.metrics.uncertainty import object_mask
-
-    return object_mask(found.target, floor=found.attrs["noise_floor"])

@@ -10,7 +10,6 @@ import numpy as np
 
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
-from rsdmri.metrics.uncertainty import coverage, object_mask
 from rsdmri.priors import Prior, newest_prior, prior_folder
 from rsdmri.progress import progress
 from rsdmri.reconstruction.calibration import (
@@ -115,11 +114,9 @@ def _check(method: str, samples: int, options: Mapping[str, Any] | None, level: 
 def _measured(scan: Scan | str | os.PathLike[str], **way: Any) -> tuple[np.ndarray, float]:
     """Factor that each pixel of the object needs, and the share that needs none."""
     result = reconstruct(scan, **way)
-    if result.target is None or result.quantiles is None:
+    if result.target is None or result.quantiles is None or result.coverage is None:
         raise InputError(f"{result.scored}; calibration needs full images")
-    inside = object_mask(result.target, floor=result.attrs["noise_floor"])
-    low, _, high = result.quantiles
-    return interval_scores(result.target, result.quantiles, inside), coverage(result.target, low, high, inside)
+    return interval_scores(result.target, result.quantiles, result.object_mask), result.coverage
 
 
 def _without_calibration(prior: Prior) -> Prior:

@@ -17,7 +17,6 @@ from rsdmri.files import write_text
 from rsdmri.metrics.distribution import bootstrap, frechet_distance, image_features, kernel_distance
 from rsdmri.metrics.features import describe_features
 from rsdmri.metrics.magnitude_features import MagnitudeFeatures
-from rsdmri.metrics.uncertainty import coverage, object_mask
 from rsdmri.priors import Prior, load_prior
 from rsdmri.progress import progress
 from rsdmri.report.demo_report import DemoResults, ReconstructedScan, write_demo_report
@@ -229,18 +228,10 @@ def reconstruct_held_out(prior: Prior, config: Config, scans: list[Path]) -> lis
                     std=drawn.std,
                     scores={method: dict(result.scores or {}) for method, result in results.items()},
                     seconds={method: float(result.attrs["seconds_per_slice"]) for method, result in results.items()},
-                    coverage=_coverage(drawn),
+                    coverage=drawn.coverage,
                 )
             )
     return found
-
-
-def _coverage(found: Reconstruction) -> float | None:
-    """Share of the object in the 90 % band."""
-    if found.target is None or found.quantiles is None:
-        return None
-    low, _, high = found.quantiles
-    return coverage(found.target, low, high, object_mask(found.target, floor=found.attrs["noise_floor"]))
 
 
 def _figures(results: DemoResults) -> dict[str, Any]:

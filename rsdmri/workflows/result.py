@@ -13,6 +13,7 @@ from rsdmri.data.dataset import MaskLaw
 from rsdmri.data.scan import Geometry, Header, Scan
 from rsdmri.errors import InputError
 from rsdmri.metrics.image import evaluate_volume
+from rsdmri.metrics.uncertainty import coverage, object_mask
 from rsdmri.physics import masks
 from rsdmri.physics.fourier import ifft2c, rss
 from rsdmri.priors import Prior
@@ -66,6 +67,21 @@ class Reconstruction:
     def alarm(self) -> str | None:
         """Why the image is not to be trusted, for a banner; None where nothing measured speaks against it."""
         return None if self.held_out is None else self.held_out.alarm
+
+    @property
+    def object_mask(self) -> np.ndarray:
+        """Pixels (S, h, w) of the target that show the object and not noise alone; `InputError` without a target."""
+        if self.target is None:
+            raise InputError(self.scored)
+        return object_mask(self.target, floor=self.attrs["noise_floor"])
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of the object's pixels in the band; None without a target or a band."""
+        if self.target is None or self.quantiles is None:
+            return None
+        low, _, high = self.quantiles
+        return coverage(self.target, low, high, self.object_mask)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.volume.shape))

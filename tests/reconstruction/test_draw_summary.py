@@ -10,6 +10,7 @@ from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.reconstruction.uncertainty import (
     LEAST_FOR_ORDER,
     magnitude_quantiles,
+    prediction_factor,
     quantile_estimator,
     summarise,
     widened,
@@ -33,11 +34,40 @@ def test_many_draws_are_read_at_numpys_weibull_rank(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 4, 8, 18, 19, 39])
-def test_a_further_draw_lies_in_the_band_with_90_per_cent(count: int) -> None:
-    draws = complex_draws(count + 1, 150, 150).real.abs()  # normal, 5 standard deviations and more from 0
+@pytest.mark.parametrize("patch", [(1, 1), (3, 3)])
+def test_a_further_draw_lies_in_the_band_with_90_per_cent(count: int, patch: tuple[int, int]) -> None:
+    pixels = complex_draws(count + 1, 150 * 150, 1, 1).real.abs()  # normal, 5 standard deviations and more from 0
+    draws = pixels.expand(-1, -1, *patch)  # neighbours that tell nothing new
     low, middle, high = magnitude_quantiles(draws[1:])
     inside = ((low <= draws[0]) & (draws[0] <= high)).double().mean()
     assert float(inside) == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / 150**2))
+    assert bool(((low <= middle) & (middle <= high)).all())
+
+
+@pytest.mark.parametrize(("count", "expected"), [(4, 0.975), (8, 0.94), (18, 0.917)])
+def test_neighbours_that_tell_more_make_the_band_too_sure_of_itself_never(count: int, expected: float) -> None:
+    draws = complex_draws(count + 1, 150, 150).real.abs()
+    low, _, high = magnitude_quantiles(draws[1:])
+    inside = float(((low <= draws[0]) & (draws[0] <= high)).double().mean())
+    assert inside == pytest.approx(expected, abs=0.006)
+
+
+def test_a_band_is_as_even_as_the_law_of_its_draws() -> None:
+    wide = torch.where(torch.arange(40) < 20, 0.1, 1.0)  # a step of the spread
+    draws = 20 + wide * (complex_draws(8, 60, 40).real - 5)
+    low, _, high = magnitude_quantiles(draws)
+    reach = (high - low) / (2 * prediction_factor(8))
+    for half, value in ((slice(1, 18), 0.1), (slice(22, 39), 1.0)):
+        kept = draws[:, :, half].std(0)
+        assert float(reach[:, half].mean()) == pytest.approx(value * math.sqrt(0.5), rel=0.03)
+        assert float(reach[:, half].std()) < 0.6 * float(kept.std())
+
+
+def test_the_median_of_an_outlier_is_inside_its_band() -> None:
+    draws = torch.full((3, 5, 5), 10.0)
+    draws[2, 2, 2] = 1000.0
+    draws[:2, 2, 2] = 0.0
+    low, middle, high = magnitude_quantiles(draws)
     assert bool(((low <= middle) & (middle <= high)).all())
 
 

@@ -13,8 +13,9 @@ their defaults otherwise.
 import argparse
 import copy
 import json
-from collections.abc import Sequence
+import statistics
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,21 @@ import bands
 METHODS = ("sense", "l1-wavelet", "tv", "diffpir", "rsd")
 
 
-def measured(scan: Any, method: str, acceleration: float | None, arguments: argparse.Namespace, prior: Any) -> Any:
+def measured(
+    scan: Any, method: str, acceleration: float | None, seed: int, arguments: argparse.Namespace, prior: Any
+) -> Any:
     """The reconstruction, and its row."""
     from rsdmri.workflows.reconstruct import reconstruct
 
-    way = {"samples": arguments.samples, "seed": arguments.seed, "options": arguments.options.get(method)}
+    way = {"samples": arguments.samples, "seed": seed, "options": arguments.options.get(method)}
     if method == "rsd" and arguments.calibration and acceleration is not None:
-        prior = calibrated(prior, arguments.calibration, acceleration, way)
+        own = {"samples": arguments.samples, "seed": 0, "options": json.dumps(way["options"])}
+        prior = calibrated(prior, tuple(arguments.calibration), acceleration, **own)
     found = reconstruct(
         scan, method=method, prior=prior, acceleration=acceleration, out_of_domain="warn", held_out=0.1, **way
     )
     row = {"scan": scan.name, "method": method, "R": found.attrs["acceleration"], "nominal": acceleration}
+    row |= {"seed": seed} if arguments.seeds > 1 else {}
     row |= {name: (found.scores or {}).get(name) for name in ("nrmse", "psnr", "ssim")}
     attributes = ("held_out_residual", "alarm", "interval_factor", "domain_distance", "out_of_domain", "evaluations")
     row |= {name: found.attrs.get(name) for name in attributes}
@@ -42,10 +47,14 @@ def measured(scan: Any, method: str, acceleration: float | None, arguments: argp
     return found, row | {"seconds": found.attrs["seconds_per_slice"]}
 
 
-def calibrated(prior: Any, scans: Sequence[Path], acceleration: float, way: dict[str, Any]) -> Any:
-    """The prior with the factor of its bands from full ``scans``."""
+@cache
+def calibrated(
+    prior: Any, scans: tuple[Path, ...], acceleration: float, *, samples: int, seed: int, options: str
+) -> Any:
+    """The prior with the factor of its bands from full ``scans``, undersampled by one mask each for all seeds."""
     from rsdmri.workflows.calibrate import calibrate
 
+    way = {"samples": samples, "seed": seed, "options": json.loads(options)}
     found, factor = copy.copy(prior), calibrate(prior, scans, acceleration=acceleration, **way)
     found.meta = {**prior.meta, "calibration": {"format": 1, **asdict(factor)}}
     return found
@@ -66,20 +75,43 @@ def panel(found: dict[str, Any], path: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each scan and acceleration, a column for each method."""
+    """A line for each scan and acceleration, a column for each method; of several seeds means."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = [f"| scan, R | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]
-    for key in dict.fromkeys((row["scan"], row["R"]) for row in rows):
-        own = {row["method"]: row for row in rows if (row["scan"], row["R"]) == key}
-        lines.append(f"| {key[0]}, {key[1]:.2f} | {' | '.join(_cell(own[method]) for method in methods)} |")
+    for key in dict.fromkeys((row["scan"], row["nominal"]) for row in rows):
+        own = [row for row in rows if (row["scan"], row["nominal"]) == key]
+        cells = [_cell([row for row in own if row["method"] == method]) for method in methods]
+        lines.append(f"| {key[0]}, {_mean(own, 'R'):.2f} | {' | '.join(cells)} |")
     return lines
 
 
-def _cell(row: dict[str, Any]) -> str:
+def differences(rows: list[dict[str, Any]], first: str, second: str) -> list[str]:
+    """A line for each scan and acceleration: NRMSE and SSIM of ``first`` less those of ``second``, seed by seed."""
+    lines = [f"{first} less {second}: mean and standard deviation over seeds"]
+    for key in dict.fromkeys((row["scan"], row["nominal"]) for row in rows):
+        one, other = (
+            {row["seed"]: row for row in rows if (row["scan"], row["nominal"], row["method"]) == (*key, method)}
+            for method in (first, second)
+        )
+        words = []
+        for metric in ("nrmse", "ssim"):
+            found = [one[seed][metric] - other[seed][metric] for seed in one]
+            words.append(f"{metric} {statistics.fmean(found):+.4f} +- {statistics.stdev(found):.4f}")
+        lines.append(f"{key[0]}, {key[1]:g}: {', '.join(words)}, {len(one)} masks")
+    return lines
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> float:
+    return statistics.fmean(row[name] for row in rows)
+
+
+def _cell(rows: list[dict[str, Any]]) -> str:
+    known = {name for name in rows[0] if all(isinstance(row[name], int | float) for row in rows)}
+    row = {name: _mean(rows, name) for name in known} | {"nrmse": rows[0]["nrmse"] and _mean(rows, "nrmse")}
     if row["nrmse"] is not None:
         text = f"{row['nrmse']:.4f}, {row['ssim']:.4f}"
         return f"{text} ({100 * row['coverage']:.0f} %, {row['rank']:.2f})" if "coverage" in row else text
-    residual = row["held_out_residual"]
+    residual = row.get("held_out_residual")
     return "not checked" if residual is None else f"held out {residual:.2f}"
 
 
@@ -91,7 +123,7 @@ def main() -> None:
     parser.add_argument("--accelerations", type=float, nargs="+", default=[2, 3, 4])
     parser.add_argument("--options", type=json.loads, default={}, help="settings by method, JSON")
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="masks and draws, from seed 0 on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--calibration", type=Path, nargs="+", help="full scans that widen the bands of rsd")
     parser.add_argument("--panels", type=Path, help="folder of pictures")
@@ -106,18 +138,26 @@ def main() -> None:
     prepare_process(arguments.threads)
     prior, rows = load_prior(arguments.prior), []
     scans = [load_scan(path) for path in arguments.scans]
-    cases = [(s, r) for s in scans for r in ([None] if s.prospective else arguments.accelerations)]
+    cases = [
+        (scan, acceleration, seed)
+        for scan in scans
+        for acceleration in ([None] if scan.prospective else arguments.accelerations)
+        for seed in range(arguments.seeds)
+    ]
     with progress("Reconstructing", total=len(cases) * len(arguments.methods)) as bar:
-        for scan, acceleration in cases:
+        for scan, acceleration, seed in cases:
             found = {}
             for method in arguments.methods:
-                found[method], row = measured(scan, method, acceleration, arguments, prior)
+                found[method], row = measured(scan, method, acceleration, seed, arguments, prior)
                 rows.append(row)
                 bar.advance(scan=scan.name, method=method)
-            if arguments.panels is not None:
+            if arguments.panels is not None and seed == 0:
                 arguments.panels.mkdir(parents=True, exist_ok=True)
                 panel(found, arguments.panels / f"{scan.name}-R{acceleration or 'own'}.png")
     print(*table(rows), sep="\n")
+    if arguments.seeds > 1 and not any(scan.prospective for scan in scans):
+        others = [method for method in arguments.methods if method != "rsd"] if "rsd" in arguments.methods else []
+        print(*(line for other in others for line in differences(rows, "rsd", other)), sep="\n")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -1,7 +1,12 @@
-"""How far bands and standard deviations of reconstructions with a known target can be trusted."""
+"""How far bands and standard deviations of reconstructions can be trusted, with known targets and with noisy ones."""
 
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+FRESH = 24  # noises of a prediction
+NORMAL = 1.645  # standard deviations to each side that hold 90 % of a normal law
 
 
 def scores(results: Sequence[Any], factor: float = 1.0) -> dict[str, float]:
@@ -32,3 +37,54 @@ def factor(results: Sequence[Any]) -> float | None:
         return conformal_quantile([interval_scores(r.target, r.quantiles, r.object_mask) for r in results])
     except InputError:  # draws that do not differ
         return None
+
+
+def predicted_coverage(
+    scan: Any, found: Any, prior: Any, options: dict[str, Any] | None, samples: int, seed: int
+) -> float:
+    """Share of the object of full data with their noise in the band that ``found`` predicts for them.
+
+    A band of the image need not hold full data, whose noise it leaves out, but full data are all that a real scan has.
+    What the draws x_i say of them is a posterior predictive law (Gelman et al. 1996): acquired samples are as they were
+    measured, others are those of a draw with fresh noise n of the scan's covariance.
+
+        P_i = rss(F^H [y where acquired, (A x_i + n_i) elsewhere])
+
+    Its spread has two parts that are independent: s, of the P_i of 8 draws without noise, pooled and widened like the
+    band (``interval_factor``), and n, of 24 fresh noises with the mean of the draws, whose mean is the band's centre c.
+
+        |full - c| <= sqrt((factor t s)^2 + (1.645 n)^2)
+    """
+    import torch
+
+    from rsdmri.physics.fourier import fft2c, ifft2c, rss
+    from rsdmri.physics.noise import whiten, whitening_matrix
+    from rsdmri.reconstruction.posterior import chosen_settings
+    from rsdmri.reconstruction.uncertainty import pooled, prediction_factor
+    from rsdmri.runtime import torch_generator
+    from rsdmri.workflows.slices import SliceWork, cropped
+
+    inside = found.object_mask
+    shares = []
+
+    def watch(index: int, item: Any, draws: Any) -> None:
+        unmixing = torch.linalg.inv(whitening_matrix(work.noise.covariance))
+
+        def full(images: Any, noise: Any = 0.0) -> Any:
+            kspace = fft2c(item.maps * images.unsqueeze(-3)) + item.sigma_y * noise
+            coils = whiten(ifft2c(torch.where(item.mask, item.kspace, kspace)), unmixing)
+            return item.scale * rss(coils)
+
+        stream = torch_generator("predicted", scan.name, seed, index)
+        fresh = torch.randn(FRESH, *item.kspace.shape, dtype=item.kspace.dtype, generator=stream)
+        noisy = torch.stack([full(draws.mean(0), noise) for noise in fresh])
+        drawn = found.attrs["interval_factor"] * prediction_factor(len(draws)) * pooled(full(draws).var(0)).sqrt()
+        half = torch.hypot(drawn, NORMAL * pooled(noisy.var(0)).sqrt())
+        centre, reach = (cropped(map_, scan.crop) for map_ in (noisy.mean(0), half))
+        shares.append((abs(found.target[index] - centre) <= reach)[inside[index]])
+
+    settings = chosen_settings(found.attrs["method"], options, prior)
+    mask = torch.from_numpy(found.mask)
+    work = SliceWork(scan, mask, found.attrs["method"], prior, samples, seed, prior.device, None, settings, watch)
+    work.run(lambda slices: None)
+    return float(np.concatenate(shares).mean())

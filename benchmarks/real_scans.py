@@ -2,10 +2,10 @@
 
     python benchmarks/real_scans.py SCAN... --prior runs/NAME --panels FOLDER --json real.json
 
-Scores are against the root sum of squares of the full data, its noise included; in brackets how much of the object the
-90 % band holds, and the rank correlation of standard deviation and error. The band is widened by held-out lines of the
-same scan; with ``--calibration`` by full scans, such as simulated ones with as many coils and as much noise, that are
-undersampled like it.
+Scores are against the root sum of squares of the full data, its noise included; in brackets how much of the object of
+these the 90 % band holds that is predicted for them, noise and all, and the rank correlation of standard deviation and
+error. The band is widened by held-out lines of the same scan; with ``--calibration`` by simulated gradient echoes with
+as many coils and ``--noise``, undersampled alike, whose noise-free images are known.
 Settings of the methods are those of ``--options`` (JSON: settings by method), as a search on other scans found them;
 their defaults otherwise.
 """
@@ -22,6 +22,7 @@ from typing import Any
 import bands
 
 METHODS = ("sense", "l1-wavelet", "tv", "diffpir", "rsd")
+POPULATION = 4711  # seed of the heads that bands are widened by
 
 
 def measured(
@@ -32,8 +33,8 @@ def measured(
 
     way = {"samples": arguments.samples, "seed": seed, "options": arguments.options.get(method)}
     if method == "rsd" and arguments.calibration and acceleration is not None:
-        own = {"samples": arguments.samples, "seed": 0, "options": json.dumps(way["options"])}
-        prior = calibrated(prior, tuple(arguments.calibration), acceleration, **own)
+        heads = (arguments.calibration, scan.kspace.shape[1], max(scan.crop), arguments.noise)
+        prior = calibrated(prior, heads, acceleration, samples=arguments.samples, options=json.dumps(way["options"]))
     found = reconstruct(
         scan, method=method, prior=prior, acceleration=acceleration, out_of_domain="warn", held_out=0.1, **way
     )
@@ -44,17 +45,22 @@ def measured(
     row |= {name: found.attrs.get(name) for name in attributes}
     if found.target is not None and found.quantiles is not None:
         row |= bands.scores([found])
+        row["coverage"] = bands.predicted_coverage(scan, found, prior, way["options"], arguments.samples, seed)
     return found, row | {"seconds": found.attrs["seconds_per_slice"]}
 
 
 @cache
 def calibrated(
-    prior: Any, scans: tuple[Path, ...], acceleration: float, *, samples: int, seed: int, options: str
+    prior: Any, heads: tuple[int, int, int, float], acceleration: float, *, samples: int, options: str
 ) -> Any:
-    """The prior with the factor of its bands from full ``scans``, undersampled by one mask each for all seeds."""
+    """The prior with the factor of its bands from the noise-free images of ``heads`` (count, coils, size, noise)."""
+    from rsdmri.data.simulate import simulate_scan
     from rsdmri.workflows.calibrate import calibrate
 
-    way = {"samples": samples, "seed": seed, "options": json.loads(options)}
+    count, coils, size, noise = heads
+    settings = {"slices": 1, "size": size, "coils": coils, "noise": noise, "echo": "gradient", "seed": POPULATION}
+    scans = [simulate_scan(head, **settings).as_scan(f"head{head:05d}") for head in range(count)]
+    way = {"samples": samples, "seed": 0, "options": json.loads(options)}
     found, factor = copy.copy(prior), calibrate(prior, scans, acceleration=acceleration, **way)
     found.meta = {**prior.meta, "calibration": {"format": 1, **asdict(factor)}}
     return found
@@ -125,7 +131,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=1, help="masks and draws, from seed 0 on")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--calibration", type=Path, nargs="+", help="full scans that widen the bands of rsd")
+    parser.add_argument("--calibration", type=int, default=0, help="simulated heads that widen the bands of rsd")
+    parser.add_argument("--noise", type=float, default=0.01, help="of these heads")
     parser.add_argument("--panels", type=Path, help="folder of pictures")
     parser.add_argument("--json", type=Path, help="file of the rows")
     arguments = parser.parse_args()

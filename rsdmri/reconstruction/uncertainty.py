@@ -61,7 +61,7 @@ def magnitude_quantiles(magnitude: Tensor) -> Tensor:
     ordered = magnitude.sort(0).values
     if count >= LEAST_FOR_ORDER:
         return torch.stack([_at_rank(ordered, level * (count + 1)) for level in LEVELS])
-    reach = prediction_factor(count) * _pooled(magnitude.var(0)).sqrt()
+    reach = prediction_factor(count) * pooled(magnitude.var(0)).sqrt()
     mean, median = magnitude.mean(0), _at_rank(ordered, (count + 1) / 2)
     return torch.stack([(mean - reach).clamp_min(0).minimum(median), median, (mean + reach).maximum(median)])
 
@@ -89,7 +89,7 @@ def widened(quantiles: Tensor, factor: float) -> Tensor:
     return torch.stack([(middle - factor * (middle - low)).clamp_min(0), middle, middle + factor * (high - middle)])
 
 
-def _pooled(variance: Tensor) -> Tensor:
+def pooled(variance: Tensor) -> Tensor:
     """Mean of (..., y, x) over `POOL` x `POOL` pixels, at the borders over those that there are."""
     planes = variance.reshape(-1, 1, *variance.shape[-2:])
     mean = avg_pool2d(planes, POOL, stride=1, padding=POOL // 2, count_include_pad=False)

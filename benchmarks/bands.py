@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-FRESH = 24  # noises of a prediction
+FRESH = 4  # noises with each draw of a prediction
 NORMAL = 1.645  # standard deviations to each side that hold 90 % of a normal law
 
 
@@ -50,8 +50,8 @@ def predicted_coverage(
 
         P_i = rss(F^H [y where acquired, (A x_i + n_i) elsewhere])
 
-    Its spread has two parts that are independent: s, of the P_i of 8 draws without noise, pooled and widened like the
-    band (``interval_factor``), and n, of 24 fresh noises with the mean of the draws, whose mean is the band's centre c.
+    c is their mean, and their spread has two parts that are independent: s of the draws without noise, pooled and
+    widened like the band (``interval_factor``), and n of several fresh noises with the same draw.
 
         |full - c| <= sqrt((factor t s)^2 + (1.645 n)^2)
     """
@@ -77,10 +77,10 @@ def predicted_coverage(
 
         stream = torch_generator("predicted", scan.name, seed, index)
         fresh = torch.randn(FRESH, *item.kspace.shape, dtype=item.kspace.dtype, generator=stream)
-        noisy = torch.stack([full(draws.mean(0), noise) for noise in fresh])
+        noisy = torch.stack([full(draws, noise) for noise in fresh])
         drawn = found.attrs["interval_factor"] * prediction_factor(len(draws)) * pooled(full(draws).var(0)).sqrt()
-        half = torch.hypot(drawn, NORMAL * pooled(noisy.var(0)).sqrt())
-        centre, reach = (cropped(map_, scan.crop) for map_ in (noisy.mean(0), half))
+        half = torch.hypot(drawn, NORMAL * pooled(noisy.var(0).mean(0)).sqrt())
+        centre, reach = (cropped(map_, scan.crop) for map_ in (noisy.mean((0, 1)), half))
         shares.append((abs(found.target[index] - centre) <= reach)[inside[index]])
 
     settings = chosen_settings(found.attrs["method"], options, prior)

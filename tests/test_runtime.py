@@ -1,4 +1,4 @@
-"""The process: freed memory stays for the next step, unless the environment wants otherwise."""
+"""The process: freed memory stays and waiting threads spin briefly, unless the environment wants otherwise."""
 
 import os
 import platform
@@ -51,3 +51,20 @@ def test_freed_blocks_are_used_again_without_new_pages():
     assert few < 100
     assert page_faults("leave")[1] > 5 * 20
     assert page_faults("keep", MALLOC_ARENA_MAX="2")[0] == "False"  # someone else has decided
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, ["passive", "1000"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["passive", "7"]),
+        ({"OMP_WAIT_POLICY": "active"}, ["active", "None"]),
+    ],
+)
+def test_waiting_threads_spin_briefly_unless_told_otherwise(given, found):
+    script = "import os, rsdmri.runtime; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    plain = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=plain | given, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == found

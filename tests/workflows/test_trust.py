@@ -104,6 +104,19 @@ def test_what_cannot_be_held_out_is_a_warning_and_a_wrong_share_an_error(scan):
         reconstruct(scan, method="zero-filled", held_out=0.7)
 
 
+def test_what_the_band_covers_needs_a_target_and_a_band(scan, prior):
+    result = reconstruct(scan, prior=prior, **OPTIONS)
+    low, _, high = result.quantiles
+    inside = result.object_mask
+    assert 0 < inside.mean() < 1
+    assert result.coverage == np.mean(((low <= result.target) & (result.target <= high))[inside])
+    assert reconstruct(scan, method="sense", acceleration=2).coverage is None
+    whole = reconstruct(scan, method="sense")
+    assert whole.coverage is None
+    with pytest.raises(InputError, match="reconstructed from all of the data"):
+        _ = whole.object_mask
+
+
 def test_a_foreign_scan_falls_back_or_is_warned_of(scan, prior):
     prior.meta["domain"] = statistics(1e-3)
     fallen = reconstruct(scan, prior=prior, **OPTIONS)

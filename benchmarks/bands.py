@@ -60,7 +60,7 @@ def predicted_coverage(
     from rsdmri.physics.fourier import fft2c, ifft2c, rss
     from rsdmri.physics.noise import whiten, whitening_matrix
     from rsdmri.reconstruction.posterior import chosen_settings
-    from rsdmri.reconstruction.uncertainty import pooled, prediction_factor
+    from rsdmri.reconstruction.uncertainty import pooled, prediction_reach
     from rsdmri.runtime import torch_generator
     from rsdmri.workflows.slices import SliceWork, cropped
 
@@ -78,7 +78,7 @@ def predicted_coverage(
         stream = torch_generator("predicted", scan.name, seed, index)
         fresh = torch.randn(FRESH, *item.kspace.shape, dtype=item.kspace.dtype, generator=stream)
         noisy = torch.stack([full(draws, noise) for noise in fresh])
-        drawn = found.attrs["interval_factor"] * prediction_factor(len(draws)) * pooled(full(draws).var(0)).sqrt()
+        drawn = found.attrs["interval_factor"] * prediction_reach(full(draws))
         half = torch.hypot(drawn, NORMAL * pooled(noisy.var(0).mean(0)).sqrt())
         centre, reach = (cropped(map_, scan.crop) for map_ in (noisy.mean((0, 1)), half))
         shares.append((abs(found.target[index] - centre) <= reach)[inside[index]])

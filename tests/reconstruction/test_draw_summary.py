@@ -10,7 +10,8 @@ from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.reconstruction.uncertainty import (
     LEAST_FOR_ORDER,
     magnitude_quantiles,
-    prediction_factor,
+    pooled,
+    pooled_variance,
     quantile_estimator,
     summarise,
     widened,
@@ -44,19 +45,32 @@ def test_a_further_draw_lies_in_the_band_with_90_per_cent(count: int, patch: tup
     assert bool(((low <= middle) & (middle <= high)).all())
 
 
-@pytest.mark.parametrize(("count", "expected"), [(4, 0.975), (8, 0.94), (18, 0.917)])
-def test_neighbours_that_tell_more_make_the_band_too_sure_of_itself_never(count: int, expected: float) -> None:
-    draws = complex_draws(count + 1, 150, 150).real.abs()
+@pytest.mark.parametrize("count", [4, 8, 18])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_it_does_whether_neighbours_tell_something_new_or_not(count: int, width: int) -> None:
+    white = complex_draws(count + 1, 6, 150 + width - 1, 150 + width - 1).real - 5
+    draws = 20 + torch.nn.functional.avg_pool2d(white, width, stride=1)  # normal, neighbours alike as far as ``width``
     low, _, high = magnitude_quantiles(draws[1:])
     inside = float(((low <= draws[0]) & (draws[0] <= high)).double().mean())
-    assert inside == pytest.approx(expected, abs=0.006)
+    assert inside == pytest.approx(0.9, abs=4 * math.sqrt(0.09 * width**2 / (6 * 150**2)) + 0.004)
+
+
+def test_degrees_of_freedom_are_those_of_what_neighbours_tell() -> None:
+    white = complex_draws(8, 200, 200).real
+    assert float(pooled_variance(white)[1]) == pytest.approx(9 * 7, rel=0.05)
+    assert float(pooled_variance(white[:, :1, :1].expand(-1, 9, 9))[1]) == pytest.approx(7)
+    pairs = white.repeat_interleave(2, -1)  # windows of 3 columns hold 2 pixels, one of them twice: 9 / (4 + 1) of 1
+    assert float(pooled_variance(pairs)[1]) == pytest.approx(7 * 3 * 9 / 5, rel=0.06)
+    assert float(pooled_variance(white[:2])[1]) == 1
+    assert float(pooled_variance(torch.ones(8, 5, 5))[1]) == 7
 
 
 def test_a_band_is_as_even_as_the_law_of_its_draws() -> None:
     wide = torch.where(torch.arange(40) < 20, 0.1, 1.0)  # a step of the spread
     draws = 20 + wide * (complex_draws(8, 60, 40).real - 5)
     low, _, high = magnitude_quantiles(draws)
-    reach = (high - low) / (2 * prediction_factor(8))
+    reach = pooled(draws.var(0)).sqrt()
+    assert float(((high - low) / reach).std()) < 1e-9 * float((high - low).mean())  # one factor for all
     for half, value in ((slice(1, 18), 0.1), (slice(22, 39), 1.0)):
         kept = draws[:, :, half].std(0)
         assert float(reach[:, half].mean()) == pytest.approx(value * math.sqrt(0.5), rel=0.03)

@@ -51,7 +51,7 @@ def predicted_coverage(
         P_i = rss(F^H [y where acquired, (A x_i + n_i) elsewhere])
 
     c is their mean, and their spread has two parts that are independent: r, the `prediction_reach` of the draws without
-    noise, widened like the band (``interval_factor``), and n, the standard deviation of fresh noises with the same draw.
+    noise, widened like the band (``interval_factor``), and n, the standard deviation over fresh noises of a draw.
 
         |full - c| <= sqrt((factor r)^2 + (1.645 n)^2)
     """

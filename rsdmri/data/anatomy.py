@@ -16,6 +16,9 @@ import numpy as np
 
 TISSUES = ("white", "grey", "fluid", "bone", "marrow", "fat", "muscle", "skin")
 
+LEAST_MARGIN, MOST_MARGIN = 0.075, 0.11
+"""Share of the field of view that a head leaves free in front of it and behind it, unless told otherwise."""
+
 _SHELL_STEP = 0.13  # mm per count of the stored distance
 _ORIGIN = np.array([98.0, 134.0, 72.0])  # voxel of the template's (0, 0, 0) mm
 _MEAN_T1 = np.array([224.0, 166.0, 66.0])  # template intensity of pure white, grey, fluid
@@ -106,7 +109,7 @@ def smooth_field(
     return field
 
 
-def draw_head(generator: np.random.Generator, *, slices: int, size: int) -> Head:
+def draw_head(generator: np.random.Generator, *, slices: int, size: int, margin: float = LEAST_MARGIN) -> Head:
     """Draw a subject and its slice positions.
 
     The head is an affine and elastic warp of the atlas: rotation up to 8 degrees about each axis, scale up to 10 % per
@@ -117,6 +120,7 @@ def draw_head(generator: np.random.Generator, *, slices: int, size: int) -> Head
         generator: all that is random about the subject.
         slices: number of slices, spread over the middle 60 mm of the brain.
         size: image side in pixels; the slices are rendered on a grid 2 to 4 times finer.
+        margin: least share of the field of view left free in front of the head and behind it, before the shift.
     """
     angles = np.deg2rad(np.clip(generator.normal(0, 3.5, 3), -8, 8))
     scale = 1 + np.clip(generator.normal(0, 0.05, 3), -0.1, 0.1)
@@ -124,9 +128,9 @@ def draw_head(generator: np.random.Generator, *, slices: int, size: int) -> Head
     matrix = _rotation(angles) @ np.array([[1, shear[0], shear[1]], [0, 1, shear[2]], [0, 0, 1]]) @ np.diag(scale)
     thickness = np.array([2.5, 6.5, 4.5, 1.8]) * np.exp(generator.normal(0, [0.25, 0.12, 0.3, 0.1]))
     thickness *= min(1.0, 19.0 / thickness.sum())
-    margin = generator.uniform(0.075, 0.11)
+    free = generator.uniform(margin, MOST_MARGIN)
     half_head = _HALF_AP * scale[1] + thickness.sum() + 6.0
-    fov = 2 * half_head / (1 - 2 * margin)
+    fov = 2 * half_head / (1 - 2 * free)
     shift = np.append(generator.uniform(-0.012, 0.012, 2) * fov, 0.0)
 
     span = np.linspace(-6.0, 54.0, slices + 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsdmri.data.anatomy import TISSUES, draw_head, smooth_field
+from rsdmri.data.anatomy import LEAST_MARGIN, MOST_MARGIN, TISSUES, draw_head, smooth_field
 from rsdmri.data.magnitudes import Magnitudes, draw_slices
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
@@ -86,6 +86,7 @@ def simulate_scan(
     seed: int = 0,
     echo: str = "spin",
     phase_fov: float = 1.0,
+    margin: float = LEAST_MARGIN,
     volume: Magnitudes | None = None,
 ) -> SimulatedScan:
     """Simulate one subject's scan.
@@ -103,29 +104,29 @@ def simulate_scan(
         echo: of `ECHOES`: ``gradient`` adds the phase that air nearby and fat leave where no pulse refocuses them,
             ``mixed`` to one subject in two.
         phase_fov: field of view along the phase encoding over that along the readout; heads are narrow.
+        margin: least share of it left free in front of a packaged head and behind it; each has its own, up to 0.11.
         volume: anatomy and contrast are drawn from it, see `draw_slices`; None: packaged anatomy.
 
     Raises:
         InputError: a setting out of range.
     """
     check_settings(
-        slices=slices, size=size, coils=coils, noise=noise, contrast=contrast, echo=echo, phase_fov=phase_fov
+        slices=slices,
+        size=size,
+        coils=coils,
+        noise=noise,
+        contrast=contrast,
+        echo=echo,
+        phase_fov=phase_fov,
+        margin=margin,
     )
     key = ("simulate", seed, subject_seed)
-    if volume is None:
-        contrast = _drawn_contrast(contrast, seed, subject_seed)
-        tissue, fat, heights, fov = _rendered(key, contrast, slices=slices, size=size)
-    else:
-        drawn = draw_slices(volume, numpy_generator(*key, "head"), slices=slices, size=size)
-        tissue, fat, heights, fov, contrast = drawn.magnitude, None, drawn.heights, drawn.fov_mm, "volume"
+    contrast = "volume" if volume is not None else _drawn_contrast(contrast, seed, subject_seed)
+    tissue, fat, heights, fov = _magnitude(key, contrast, volume, slices, size, margin)
     line = (np.arange(size) - size // 2) / size  # field of view is [-1/2, 1/2)
     height = heights / fov
     maps, shading = _coil_maps(numpy_generator(*key, "coils"), coils, height, line)
-    phase, shift = _phase_at_echo(key, echo, height, line)
-    tissue = tissue if fat is None or shift is None else tissue + (shift - 1) * fat
-    image = phase * (tissue * shading)
-    scale = float(10.0 ** numpy_generator(*key, "scale").uniform(-6, -3))
-    image = (image * (scale / np.percentile(np.abs(image), 99))).astype(np.complex64)
+    image, scale = _object(key, echo, tissue, fat, shading, height, line)
     image, maps = (_middle(x, phase_columns(size, phase_fov)) for x in (image, maps))
 
     kspace = _fft2c(maps * image[:, None])
@@ -150,11 +151,17 @@ def _drawn_contrast(contrast: str, seed: int, subject_seed: int) -> str:
     return str(shuffled[subject_seed % 4])
 
 
-def _rendered(
-    key: tuple[object, ...], contrast: str, *, slices: int, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """All tissue and the fat in it (slice, y, x), heights in mm (slice,), field of view in mm of a packaged head."""
-    head = draw_head(numpy_generator(*key, "head"), slices=slices, size=size)
+def _magnitude(
+    key: tuple[object, ...], contrast: str, volume: Magnitudes | None, slices: int, size: int, margin: float
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
+    """All tissue and the fat in it (slice, y, x), heights in mm (slice,), field of view in mm.
+
+    Of the ``volume``, whose fat is not known, or a packaged head.
+    """
+    if volume is not None:
+        drawn = draw_slices(volume, numpy_generator(*key, "head"), slices=slices, size=size)
+        return drawn.magnitude, None, drawn.heights, drawn.fov_mm
+    head = draw_head(numpy_generator(*key, "head"), slices=slices, size=size, margin=margin)
     signal = _draw_signal(numpy_generator(*key, "contrast"), contrast)
     parts = np.empty((2, slices, size, size), np.float32)
     for index, rendered in enumerate(head.slices):
@@ -171,7 +178,15 @@ def phase_columns(size: int, phase_fov: float) -> int:
 
 
 def check_settings(
-    *, slices: int, size: int, coils: int, noise: float, contrast: str, echo: str = "spin", phase_fov: float = 1.0
+    *,
+    slices: int,
+    size: int,
+    coils: int,
+    noise: float,
+    contrast: str,
+    echo: str = "spin",
+    phase_fov: float = 1.0,
+    margin: float = LEAST_MARGIN,
 ) -> None:
     """Raise `InputError` for a setting of `simulate_scan` that is out of range."""
     for name, value, low, high in (("slices", slices, 1, 512), ("size", size, 16, 512), ("coils", coils, 1, 128)):
@@ -181,6 +196,8 @@ def check_settings(
         raise InputError(f"--noise {noise}: must be between 0 and 10 (1 is the brightest tissue)")
     if not 0.5 <= phase_fov <= 1:
         raise InputError(f"--phase-fov {phase_fov}: must be between 0.5 and 1 of the readout's")
+    if not 0 <= margin <= MOST_MARGIN:
+        raise InputError(f"--margin {margin}: must be between 0 and {MOST_MARGIN} of the field of view")
     if echo not in ECHOES:
         raise InputError(f"--echo {echo}: must be one of {', '.join(ECHOES)}")
     if contrast not in ("mixed", *CONTRASTS):
@@ -265,6 +282,23 @@ def _phase(generator: np.random.Generator, height: np.ndarray, line: np.ndarray)
     return np.asarray(np.exp(1j * (phase + 0.4 * smooth_field(generator, unit, 8))), np.complex64)
 
 
+def _object(
+    key: tuple[object, ...],
+    echo: str,
+    tissue: np.ndarray,
+    fat: np.ndarray | None,
+    shading: np.ndarray,
+    height: np.ndarray,
+    line: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Noise-free image (slice, y, x) complex64 in arbitrary units, and the 99th percentile of its magnitude."""
+    phase, shift = _phase_at_echo(key, echo, height, line)
+    tissue = tissue if fat is None or shift is None else tissue + (shift - 1) * fat
+    image = phase * (tissue * shading)
+    scale = float(10.0 ** numpy_generator(*key, "scale").uniform(-6, -3))
+    return (image * (scale / np.percentile(np.abs(image), 99))).astype(np.complex64), scale
+
+
 def _phase_at_echo(
     key: tuple[object, ...], echo: str, height: np.ndarray, line: np.ndarray
 ) -> tuple[np.ndarray, complex | None]:
@@ -279,17 +313,20 @@ def _phase_at_echo(
 def _unrefocused(generator: np.random.Generator, height: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, complex]:
     """Phase exp(i f) (slice, y, x) of a gradient echo near air, and exp(i g) of its fat.
 
-    f is a sum over the frontal sinus, the two ears and a place anywhere of A (1 + d^2 / w^2)^(-3/2), d the distance:
-    25 (frontal) or 8 rad (standard deviation of A) times an echo time of 0.2 to 1. g is anywhere in the circle.
+    f is a sum over the frontal sinus, the two ears and a place anywhere of A (1 + d^2 / w^2)^(-3/2), d the distance,
+    30 (frontal) or 10 rad (standard deviation of A), and of what the shim left, 3 rad; all times an echo time of 0.2 to
+    2. Half of the heads have places, of a twentieth of their area, whose signal is 7 or more lines from the centre of
+    k-space. g is anywhere in the circle.
     """
-    places = [(0.0, -0.34, -0.05, 25.0), (0.3, 0.02, -0.08, 8.0), (-0.3, 0.02, -0.08, 8.0)]
-    places.append((*generator.uniform(-0.3, 0.3, 2), generator.uniform(-0.1, 0.2), 8.0))
+    places = [(0.0, -0.34, 0.0, 30.0), (0.3, 0.02, -0.08, 10.0), (-0.3, 0.02, -0.08, 10.0)]
+    places.append((*generator.uniform(-0.3, 0.3, 2), generator.uniform(-0.1, 0.2), 10.0))
     z, y, x = np.meshgrid(height, line, line, indexing="ij", sparse=True)
-    echo, field = generator.uniform(0.2, 1.0), np.zeros(np.broadcast_shapes(z.shape, y.shape, x.shape))
+    echo = generator.uniform(0.2, 2.0)
+    field = 3 * smooth_field(generator, (np.clip(height + 0.5, 0, 1), line + 0.5, line + 0.5), 5)
     for right, down, up, amplitude in places:
-        at = np.array([right, down, up]) + generator.normal(0, 0.04, 3)
+        at = np.array([right, down, up]) + generator.normal(0, [0.04, 0.04, 0.05])
         squared = (x - at[0]) ** 2 + (y - at[1]) ** 2 + (z - at[2]) ** 2
-        field += generator.normal(0, amplitude) * (1 + squared / generator.uniform(0.08, 0.16) ** 2) ** -1.5
+        field = field + generator.normal(0, amplitude) * (1 + squared / generator.uniform(0.1, 0.25) ** 2) ** -1.5
     shift = complex(np.exp(1j * generator.uniform(-np.pi, np.pi)))
     return np.exp(1j * echo * field).astype(np.complex64), shift
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rsdmri.data.anatomy import LEAST_MARGIN
 from rsdmri.data.fastmri_write import write_scan
 from rsdmri.data.magnitudes import read_magnitudes
 from rsdmri.data.manifest import ManifestEntry, file_sha256, write_manifest
@@ -23,7 +24,7 @@ from rsdmri.runtime import numpy_generator
 SAMPLINGS = ("lines", "points")
 
 _POINTS_CENTRE = 0.1  # of each axis, fully sampled
-_VERSION = 1  # raise when the same settings give other scans: older files are then made again
+_VERSION = 2  # raise when the same settings give other scans: older files are then made again
 _ACQUISITIONS = {"T1w": "AXT1", "T2w": "AXT2", "PDw": "AXPD", "FLAIR": "AXFLAIR", "volume": "AX"}
 
 
@@ -53,6 +54,7 @@ def write_simulated(
     accelerations: Sequence[float] = (),
     sampling: str = "lines",
     phase_fov: float = 1.0,
+    margin: float = LEAST_MARGIN,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write ``scans`` scans as ``simNNNNN.h5`` with a ``manifest.tsv`` to the folder ``out``; return the manifest.
@@ -66,8 +68,7 @@ def write_simulated(
             subject, as in BIDS. None: every scan is another packaged head.
         accelerations: each scan is undersampled by one of them, equally often, with a random mask of its own; what was
             not acquired is not in the file. None: fully sampled.
-        sampling: of `SAMPLINGS`: random ``lines`` along the readout, or ``points`` of a plane of two phase encodings, a
-            Poisson disc denser in the centre.
+        sampling: random ``lines`` along the readout, or ``points`` of two phase encodings, a Poisson disc denser inside.
 
     Other arguments: see `simulate_scan`.
 
@@ -77,11 +78,11 @@ def write_simulated(
     if not 1 <= scans <= 99_999:
         raise InputError(f"--scans {scans}: must be between 1 and 99999")
     settings = {"slices": slices, "size": size, "coils": coils, "noise": noise, "contrast": contrast}
-    settings |= {} if echo == "spin" else {"echo": echo}  # files of before say nothing of it, nor of this:
-    settings |= {} if phase_fov == 1 else {"phase_fov": phase_fov}
+    settings |= {"echo": echo, "phase_fov": phase_fov, "margin": margin}
     check_settings(**settings)  # type: ignore[arg-type]
-    if volumes and contrast != "mixed":
-        raise InputError(f"--contrast {contrast}: volumes have their own; leave it out")
+    for name, value, usual in (("contrast", contrast, "mixed"), ("margin", margin, LEAST_MARGIN)):
+        if volumes and value != usual:
+            raise InputError(f"--{name} {value}: is of packaged heads, volumes have their own; leave it out")
     if sampling not in SAMPLINGS:
         raise InputError(f"--sampling {sampling}: must be one of {', '.join(SAMPLINGS)}")
     if sampling != "lines" and not accelerations:

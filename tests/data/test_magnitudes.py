@@ -182,8 +182,10 @@ def test_what_cannot_be_simulated_is_refused(volumes, tmp_path):
         find_volumes(tmp_path / "none")
     with pytest.raises(InputError, match=r"no \.nii or \.nii\.gz in it"):
         find_volumes(tmp_path)
-    with pytest.raises(InputError, match="--contrast T1w: volumes have their own"):
+    with pytest.raises(InputError, match="--contrast T1w: is of packaged heads, volumes"):
         write_simulated(tmp_path, volumes=find_volumes(volumes), contrast="T1w")
+    with pytest.raises(InputError, match=r"--margin 0\.02: is of packaged heads"):
+        write_simulated(tmp_path, volumes=find_volumes(volumes), margin=0.02)
     with pytest.raises(InputError, match=r"acceleration 0\.5"):
         write_simulated(tmp_path, accelerations=[0.5])
     with pytest.raises(InputError, match="--sampling spirals: must be one of lines, points"):

@@ -141,7 +141,7 @@ def test_same_key_same_scan_other_key_other_scan():
 
 def test_a_gradient_echo_turns_water_by_a_smooth_phase_and_fat_by_another_angle():
     how = {"slices": 2, "size": 128, "coils": 1, "noise": 0.0, "contrast": "T1w"}
-    spin, gradient = (simulate_scan(5, echo=echo, **how) for echo in ("spin", "gradient"))
+    spin, gradient = (simulate_scan(1, echo=echo, **how) for echo in ("spin", "gradient"))
     unit = [scan.image / scan.scale for scan in (spin, gradient)]
     brain, tissue = np.abs(unit[0][:, 50:78, 50:78]), np.abs(unit[0]) > 0.05
     level = np.median(np.abs(unit[1][:, 50:78, 50:78]) / brain)  # of what 1 is
@@ -175,6 +175,17 @@ def test_a_narrow_field_of_view_is_the_middle_of_the_wide_one(size, columns):
     assert (scan.mask.shape, scan.crop) == ((1, columns), (size, columns))
 
 
+def test_a_smaller_margin_lets_heads_fill_more_of_the_field_of_view():
+    def rows(scan):
+        return (np.abs(scan.image).max((0, 2)) > 0.1 * scan.scale).sum()
+
+    for subject in range(3):
+        wide, tight = (simulate_scan(subject, slices=1, size=64, coils=1, margin=margin) for margin in (0.075, 0.0))
+        assert wide.fov_mm * (1 - 2 * 0.11) < tight.fov_mm < 0.98 * wide.fov_mm
+        assert rows(wide) < rows(tight)
+        assert np.array_equal(wide.image, simulate_scan(subject, slices=1, size=64, coils=1).image)
+
+
 def test_noise_does_not_change_the_anatomy():
     quiet, loud = (simulate_scan(7, slices=1, size=32, coils=2, noise=noise) for noise in (0.0, 0.3))
     assert np.array_equal(quiet.image, loud.image)
@@ -192,6 +203,8 @@ def test_noise_does_not_change_the_anatomy():
         ("contrast", "CT"),
         ("echo", "stimulated"),
         ("phase_fov", 0.3),
+        ("margin", -0.01),
+        ("margin", 0.2),
     ],
 )
 def test_settings_out_of_range_are_named(setting, value):

@@ -68,7 +68,7 @@ def write_simulated(
             subject, as in BIDS. None: every scan is another packaged head.
         accelerations: each scan is undersampled by one of them, equally often, with a random mask of its own; what was
             not acquired is not in the file. None: fully sampled.
-        sampling: random ``lines`` along the readout, or ``points`` of two phase encodings, a Poisson disc denser inside.
+        sampling: ``lines`` along the readout, or ``points`` of two phase encodings, a Poisson disc denser inside.
 
     Other arguments: see `simulate_scan`.
 

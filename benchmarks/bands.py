@@ -12,20 +12,23 @@ NORMAL = 1.645  # standard deviations to each side that hold 90 % of a normal la
 def scores(results: Sequence[Any], factor: float = 1.0) -> dict[str, float]:
     """Means over reconstructions: share of the object's pixels in the 90 % band, rank correlation of std and error.
 
-    ``factor`` widens the bands.
+    The rank correlation is of the object's pixels (``rank``) and of all (``rank_image``), among which the air, where
+    both are small, counts for it. ``factor`` widens the bands.
     """
     import torch
 
     from rsdmri.metrics.uncertainty import coverage, rank_correlation
     from rsdmri.reconstruction.uncertainty import widened
 
-    covered, ranks = [], []
+    covered, ranks, everywhere = [], [], []
     for found in results:
         inside = found.object_mask
         low, _, high = widened(torch.from_numpy(found.quantiles), factor).numpy()
         covered.append(coverage(found.target, low, high, inside))
         ranks.append(rank_correlation(found.std, found.volume - found.target, inside))
-    return {"coverage": sum(covered) / len(covered), "rank": sum(ranks) / len(ranks)}
+        everywhere.append(rank_correlation(found.std, found.volume - found.target))
+    lists = {"coverage": covered, "rank": ranks, "rank_image": everywhere}
+    return {name: sum(values) / len(values) for name, values in lists.items()}
 
 
 def factor(results: Sequence[Any]) -> float | None:

@@ -24,7 +24,7 @@ def reconstruct(
     maps: Annotated[Path | None, typer.Option(help="coil maps: .npy, .h5 or .cfl [from the scan's centre]")] = None,
     calibration: Annotated[Path | None, typer.Option(help="separate calibration scan for the coil maps")] = None,
     map_sets: Annotated[int, typer.Option(help="2: for objects wider than the field of view")] = 1,
-    check: Annotated[bool, typer.Option("--check", help="compare with lines held out of it: twice the time")] = False,
+    check: Annotated[bool, typer.Option("--check", help="held-out lines, undetermined places; twice the time")] = False,
     warn_only: Annotated[bool, typer.Option("--warn-only", help="use the prior on scans unlike its own, too")] = False,
     variable: Variable = None,
     axes: Axes = None,

@@ -20,6 +20,7 @@ def write_reconstruction(
     *,
     std: np.ndarray | None = None,
     quantiles: np.ndarray | None = None,
+    undetermined: np.ndarray | None = None,
     attrs: Mapping[str, object] | None = None,
 ) -> None:
     """Write magnitudes in fastMRI's submission form: data set ``reconstruction``, attributes, maps of uncertainty.
@@ -33,11 +34,13 @@ def write_reconstruction(
         volume: (slice, h, w) real, written as float32.
         std: standard deviation of each pixel over posterior samples, the shape of ``volume``.
         quantiles: (3, slice, h, w), ascending.
+        undetermined: share of the magnitude around each pixel that samples do not determine, the shape of ``volume``.
         attrs: file attributes; the research-only note is always added.
     """
     arrays = {"reconstruction": volume} | ({} if std is None else {"std": std})
     if quantiles is not None:
         arrays |= dict(zip(("quantile_05", "quantile_50", "quantile_95"), quantiles, strict=True))
+    arrays |= {} if undetermined is None else {"undetermined": undetermined}
     for name, array in arrays.items():
         if array.ndim != 3 or array.shape != volume.shape or np.iscomplexobj(array):
             raise ValueError(f"{name}: expected real (slice, h, w) like the volume, got {array.dtype} {array.shape}")

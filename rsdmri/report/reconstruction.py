@@ -25,7 +25,7 @@ EXPLAINED = 2.0
 _TO_STD = 1.645  # a 90 % band reaches so many standard deviations to each side where errors are normal
 _NEGLIGIBLE = 0.01  # of the window: differences that nobody sees need no explanation
 _SIDE = 1.7
-_STD, _HALF = "standard deviation", "half width of band"
+_STD, _HALF, _UNDETERMINED = "standard deviation", "half width of band", "undetermined, 0 to 1"
 
 
 def reconstruction_figure(
@@ -34,6 +34,7 @@ def reconstruction_figure(
     std: ArrayLike | None = None,
     *,
     band: ArrayLike | None = None,
+    undetermined: ArrayLike | None = None,
     heading: str | None = None,
     captions: Mapping[str, str] | None = None,
     alarm: str | None = None,
@@ -48,15 +49,15 @@ def reconstruction_figure(
         images: name to (y, x).
         std: (y, x), standard deviation, shown in the error window below the target, or as a column of its own.
         band: (3, y, x): lower end, median and upper end of the band that should hold 90 %; needs ``std``.
+        undetermined: (y, x) in [0, 1], share that samples do not determine, a map of its own.
         heading: above all.
         captions: replaces the metrics under a name.
         alarm: why the image is not to be trusted, in a red banner.
     """
     shown = {name: magnitudes(image)[0] for name, image in images.items()}
     reference = None if target is None else magnitudes(target)[0]
-    if reference is not None:
-        shown = {"Fully sampled": reference, **shown}
-    maps = _maps(std, band)
+    shown = shown if reference is None else {"Fully sampled": reference, **shown}
+    maps = _maps(std, band, undetermined, last=reference is not None)
     sizes = {image.shape for image in (*shown.values(), *maps.values())}
     if len(sizes) != 1:
         raise InputError(f"images: one size expected, got {', '.join(f'{h}x{w}' for h, w in sorted(sizes))}")
@@ -68,7 +69,7 @@ def reconstruction_figure(
         (1 if reference is None else 1 + max(1, len(maps)), len(shown) + extra),
         (_SIDE, _SIDE * height / width),
         above=[first] if reference is None else [first, *[0.24] * max(1, len(maps))],
-        right=0.08 if reference is None and not extra else 0.62,
+        right=0.08 if reference is None and std is None else 0.62,
         heading=heading,
         banner=None if alarm is None else f"ALARM  {alarm}",
     )
@@ -83,9 +84,8 @@ def reconstruction_figure(
                 _beyond(grid, (2, column), (image, reference), maps[_HALF] / _TO_STD, white)
     for number, (name, values) in enumerate(maps.items()):
         place = (0, len(shown) + number) if extra else (1 + number, 0)
-        grid.image(*place, values, white / ERROR_FACTOR, "inferno")
-        grid.title(*place, f"{ERROR_FACTOR} × {name}", " " * (extra > 0 and first > 0.24))
-    if reference is not None or extra:
+        _map(grid, place, name, values, white, " " * (extra > 0 and first > 0.24))
+    if reference is not None or std is not None:
         _percent_bar(grid, 0 if extra else 1)
     return grid.figure
 
@@ -105,7 +105,15 @@ def difference_figure(
     return grid.figure
 
 
-def _maps(std: ArrayLike | None, band: ArrayLike | None) -> dict[str, NDArray[Any]]:
+def _maps(
+    std: ArrayLike | None, band: ArrayLike | None, undetermined: ArrayLike | None, *, last: bool
+) -> dict[str, NDArray[Any]]:
+    """Maps by their names, where they are known; ``undetermined`` not last where others need the scale beside it."""
+    share = {} if undetermined is None else {_UNDETERMINED: magnitudes(undetermined)[0]}
+    return _spread(std, band) | share if last else share | _spread(std, band)
+
+
+def _spread(std: ArrayLike | None, band: ArrayLike | None) -> dict[str, NDArray[Any]]:
     """Standard deviation and half width of the band by their names, where they are known."""
     if band is None:
         return {} if std is None else {_STD: magnitudes(std)[0]}
@@ -113,6 +121,16 @@ def _maps(std: ArrayLike | None, band: ArrayLike | None) -> dict[str, NDArray[An
         raise InputError(f"band: expected (3, y, x) and a standard deviation beside it, got shape {np.shape(band)}")
     low, _, high = magnitudes(band)
     return {_STD: magnitudes(std)[0], _HALF: (high - low) / 2}
+
+
+def _map(grid: Grid, place: tuple[int, int], name: str, values: NDArray[Any], white: float, below: str) -> None:
+    """A map of uncertainty with its title, in the window of errors; a share from 0 to 1."""
+    if name == _UNDETERMINED:
+        grid.image(*place, values, 1.0, "viridis")
+        grid.title(*place, name, below)
+    else:
+        grid.image(*place, values, white / ERROR_FACTOR, "inferno")
+        grid.title(*place, f"{ERROR_FACTOR} × {name}", below)
 
 
 def _beyond(

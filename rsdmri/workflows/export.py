@@ -200,9 +200,8 @@ def _write(
     for name, path in paths.items():
         match name:
             case "h5":
-                write_reconstruction(
-                    path, result.volume, std=result.std, quantiles=result.quantiles, attrs=result.attrs
-                )
+                maps = {"std": result.std, "quantiles": result.quantiles, "undetermined": result.undetermined}
+                write_reconstruction(path, result.volume, **maps, attrs=result.attrs)
             case _ if name.startswith("nifti") and not name.endswith("sidecar"):
                 kind = name.removeprefix("nifti").strip() or _kind(result.std is not None)
                 array = _map(result, kind)

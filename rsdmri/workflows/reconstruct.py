@@ -30,7 +30,7 @@ from rsdmri.workflows.coil_maps import with_calibration, with_maps
 from rsdmri.workflows.domain import OutOfDomain, chosen_method, prior_warnings
 from rsdmri.workflows.result import Reconstruction, provenance, score
 from rsdmri.workflows.slices import SliceWork, scan_noise
-from rsdmri.workflows.trust import Trust, checked
+from rsdmri.workflows.trust import Trust, UndeterminedMaps, checked
 
 METHODS = ("rsd", "adps", "diffpir", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled")
 LEARNT = METHODS[:4]
@@ -85,9 +85,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstruct a scan from its acquired samples.
 
-    Noise covariance, coil maps and scale come from the acquired samples alone. A prospectively undersampled scan is
-    taken as it is. A fully sampled one is reconstructed from all of its data, or undersampled first if ``acceleration``
-    is given: then no method sees the rest, and the result is scored against the full scan.
+    Noise covariance, coil maps and scale come from the acquired samples alone. A fully sampled scan is reconstructed
+    from all of its data; with ``acceleration`` from a part, and scored against the full scan, which no method sees.
 
     Args:
         scan: a record from `load_scan`, or a file.
@@ -119,10 +118,11 @@ def reconstruct(
     chosen, warnings, facts = chosen_method(method, network, scan, used, out_of_domain)
     settings = chosen_settings(chosen, options if chosen == method else None, network)
     sets, learnt = None if map_sets == 1 else map_sets, network if chosen in LEARNT else None
-    work = SliceWork(scan, used, chosen, learnt, samples, seed, target_device, sets, settings)
+    unseen = None if held_out is None else UndeterminedMaps(scan)
+    work = SliceWork(scan, used, chosen, learnt, samples, seed, target_device, sets, settings, unseen)
     work.run(advance)
-    facts |= {"seconds_per_slice": (time.monotonic() - started) / len(work.volume)}
-    return _finished(work, law, network, checked(work, held_out), warnings, facts)
+    facts["seconds_per_slice"] = (time.monotonic() - started) / len(work.volume)
+    return _finished(work, law, network, checked(work, held_out, unseen), warnings, facts)
 
 
 def _prior_and_device(
@@ -221,6 +221,7 @@ def _finished(
         header=scan.header,
         acquisition=scan.acquisition,
         held_out=trust.check,
+        undetermined=trust.undetermined,
     )
 
 

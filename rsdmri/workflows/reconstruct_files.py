@@ -367,14 +367,17 @@ def _picture(result: Reconstruction) -> bytes:
     attrs = result.attrs
     heading = f"slice {index + 1} of {len(result.volume)}, R {attrs['acceleration']:.2f}"
     method, image = str(attrs["method"]), result.volume[index]
-    if result.target is None and result.std is None and result.alarm is None:
+    if result.target is None and result.std is None and result.undetermined is None:
         return png_bytes(image_grid(image, [method], heading=heading, width=5))
     target = None if result.target is None else result.target[index]
     std = None if result.std is None else result.std[index]
     band = None if result.quantiles is None else result.quantiles[:, index]
+    unseen = None if result.undetermined is None else result.undetermined[index]
     heading += "" if band is None else f", band: {attrs['interval_source']}"
     return png_bytes(
-        reconstruction_figure(target, {method: image}, std, band=band, heading=heading, alarm=result.alarm)
+        reconstruction_figure(
+            target, {method: image}, std, band=band, undetermined=unseen, heading=heading, alarm=result.alarm
+        )
     )
 
 

@@ -62,6 +62,11 @@ class Reconstruction:
     """Of the scan's file."""
     held_out: HeldOutCheck | None = None
     """How the image explains acquired samples that it was not shown; None where it was not asked for."""
+    undetermined: np.ndarray | None = None
+    """(S, h, w) float32 in [0, 1]: share of the magnitude around each pixel that the samples do not determine.
+
+    See `rsdmri.reconstruction.undetermined`. None where the check was not asked for.
+    """
 
     @property
     def alarm(self) -> str | None:

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
+from rsdmri.metrics.uncertainty import object_mask
 from rsdmri.physics.masks import achieved_acceleration
 from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import PreparedSlice
@@ -25,10 +27,14 @@ from rsdmri.reconstruction.held_out import (
 )
 from rsdmri.reconstruction.posterior import weights_digest
 from rsdmri.reconstruction.uncertainty import quantile_estimator, widened
+from rsdmri.reconstruction.undetermined import undetermined_share
 from rsdmri.runtime import numpy_generator
-from rsdmri.workflows.slices import SliceWork
+from rsdmri.workflows.slices import SliceWork, cropped
 
 ALIKE = 1.25  # ratio of accelerations up to which a calibration is taken to hold
+LARGE = 0.3
+"""Share of the magnitude that samples do not determine from which on a place is counted."""
+_MANY = 0.2  # of the object
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,42 @@ class Trust:
     check: HeldOutCheck | None
     attrs: dict[str, Any]
     warnings: tuple[str, ...]
+    undetermined: np.ndarray | None = None
 
 
-def checked(work: SliceWork, share: float | None) -> Trust:
+class UndeterminedMaps:
+    """Watches a `SliceWork`: ``share`` (S, h, w) is how much of each place its samples do not determine."""
+
+    def __init__(self, scan: Scan) -> None:
+        self.share = np.zeros((len(scan.kspace), *scan.crop), np.float32)
+        self._crop = scan.crop
+
+    def __call__(self, index: int, item: PreparedSlice, draws: Tensor) -> None:
+        """Fill the map of one slice; see `SliceWork`."""
+        image = draws.mean(dim=0)
+        operator = sense(item.maps, item.mask, sets=image.ndim == 3)
+        self.share[index] = cropped(undetermined_share(operator, image), self._crop)
+
+    def judged(self, volume: np.ndarray) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Attribute ``undetermined``: the share of the object in ``volume`` above `LARGE`; a warning if it is large."""
+        if not volume.any():
+            return {}, ()
+        share = float((self.share > LARGE)[object_mask(volume)].mean())
+        many = f"the samples do not determine {100 * share:.0f} % of the object (map undetermined above {LARGE:g})"
+        return {"undetermined": share}, () if share < _MANY else (f"{many}: its brightness there is the method's word",)
+
+
+def checked(work: SliceWork, share: float | None, maps: UndeterminedMaps | None = None) -> Trust:
     """The band of a finished ``work``, calibrated where that is possible; with a ``share``, its held-out check.
 
     The factor of the band is that of the prior's calibration set, else that of held-out samples, else 1. For the check
-    the scan is reconstructed once more from the other lines, which takes as long as the first time.
+    the scan is reconstructed once more from the other lines, which takes as long as the first time. ``maps`` are those
+    that watched the work.
     """
     calibration, notes = _calibration(work)
     check_, found = None, None
-    attrs: dict[str, Any] = {}
+    attrs, more = ({}, ()) if maps is None else maps.judged(work.volume)
+    notes, unseen = notes + more, None if maps is None else maps.share
     started, measured = time.monotonic(), None
     if share is not None:
         try:
@@ -61,11 +92,11 @@ def checked(work: SliceWork, share: float | None) -> Trust:
         check_ = check(samples, spread_factor=1.0 if calibration is None else calibration.factor)
         found, note = _own_factor(samples, work)
         notes += note
-        attrs = _check_attrs(check_, found, share, held) | {"held_out_seconds": time.monotonic() - started}
+        attrs |= _check_attrs(check_, found, share, held) | {"held_out_seconds": time.monotonic() - started}
     if check_ is not None and check_.alarm is not None:
         notes += (f"ALARM: {check_.alarm}",)
     if work.quantiles is None:
-        return Trust(None, check_, attrs, notes)
+        return Trust(None, check_, attrs, notes, unseen)
     factor, source = 1.0, "the draws, not calibrated"
     if calibration is not None:
         factor, source = calibration.factor, f"calibration set of {calibration.scans} scans"
@@ -77,7 +108,7 @@ def checked(work: SliceWork, share: float | None) -> Trust:
         "interval_source": source,
     }
     band = widened(torch.from_numpy(work.quantiles), factor).numpy()
-    return Trust(band, check_, attrs, notes)
+    return Trust(band, check_, attrs, notes, unseen)
 
 
 def held_out_samples(work: SliceWork, share: float) -> tuple[HeldOutSamples, int]:

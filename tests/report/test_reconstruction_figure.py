@@ -52,6 +52,23 @@ def test_a_prospective_scan_has_the_maps_beside_it():
     ]
 
 
+def test_what_samples_do_not_determine_is_a_map_from_0_to_1():
+    target, image, std, _ = slice_of()
+    share = np.zeros(image.shape)
+    share[:, :10] = 0.3
+    alone = reconstruction_figure(None, {"tv": image}, undetermined=share)
+    assert [t for t in titles(alone) if t.strip()][:2] == ["tv", "undetermined, 0 to 1"]
+    assert len(alone.axes) == 2  # no scale of errors
+    assert alone.axes[1].images[0].get_clim() == (0, 1)
+    beside = reconstruction_figure(None, {"rsd": image}, std, undetermined=share)
+    assert [t for t in titles(beside) if t.strip()][:3] == ["rsd", "undetermined, 0 to 1", "5 × standard deviation"]
+    below = reconstruction_figure(target, {"rsd": image}, std, undetermined=share)
+    assert [t for t in titles(below) if "undetermined" in t or "std" in t or "standard" in t] == [
+        "5 × standard deviation",
+        "undetermined, 0 to 1",
+    ]
+
+
 @pytest.mark.parametrize("maps", [True, False])
 def test_an_alarm_is_a_red_banner(maps):
     target, image, std, band = slice_of()

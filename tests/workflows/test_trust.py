@@ -22,6 +22,7 @@ from rsdmri.workflows.calibrate import calibrate, calibrate_prior
 from rsdmri.workflows.domain import domain_facts
 from rsdmri.workflows.reconstruct import load_scan, reconstruct
 from rsdmri.workflows.reconstruct_files import _picture, reconstruct_files
+from rsdmri.workflows.trust import LARGE, UndeterminedMaps
 
 OPTIONS = {"acceleration": 2, "samples": 3, "trust": True}
 
@@ -87,6 +88,28 @@ def test_an_untrained_prior_is_found_out(scan, prior):
 def test_the_check_repeats_and_never_sees_what_it_holds_out(scan, prior):
     one, again = (reconstruct(scan, prior=prior, held_out=0.1, **OPTIONS).held_out for _ in range(2))
     assert one == again
+
+
+def test_the_check_tells_what_the_samples_do_not_determine(scan):
+    options = {"method": "l1-wavelet", "acceleration": 4}
+    found = reconstruct(scan, held_out=0.1, **options)
+    assert found.undetermined.shape == found.volume.shape
+    assert 0 <= found.undetermined.min() < found.undetermined.max() <= 1
+    share = (found.undetermined > LARGE)[object_mask(found.volume)].mean()
+    assert found.attrs["undetermined"] == pytest.approx(share)
+    full = reconstruct(scan, method="l1-wavelet", held_out=0.1)
+    assert full.attrs["undetermined"] < 0.02 < 0.1 < share
+    assert reconstruct(scan, **options).undetermined is None
+
+    maps = UndeterminedMaps(scan)
+    maps.share[...] = found.undetermined
+    maps.share[: len(scan.kspace) // 2] = 0.9
+    attrs, (told,) = maps.judged(found.volume)
+    assert attrs["undetermined"] > 0.5
+    assert f"{100 * attrs['undetermined']:.0f} % of the object" in told
+    maps.share[...] = 0.1
+    assert maps.judged(found.volume) == ({"undetermined": 0.0}, ())
+    assert maps.judged(np.zeros_like(found.volume)) == ({}, ())
 
 
 def test_a_method_without_draws_has_a_residual_and_no_prediction(scan):
@@ -213,6 +236,11 @@ def test_files_hold_the_band(simulated, prior, tmp_path):
         assert (middle <= high).all()
         assert {"quantile_estimator", "interval_factor", "interval_source", "held_out_residual", "alarm"} <= set(
             file.attrs
+        )
+        assert file["undetermined"].shape == low.shape
+        assert (
+            file.attrs["undetermined"]
+            == (file["undetermined"][...] > LARGE)[object_mask(file["reconstruction"])].mean()
         )
     maps = sorted(path.name for path in tmp_path.rglob("*_desc-q*.nii.gz"))
     assert [name.split("desc-")[1][:3] for name in maps] == ["q05", "q50", "q95"]

@@ -31,7 +31,7 @@ def simulate(
         Sampling, typer.Option(help="of undersampled scans; points: of two phase encodings")
     ] = Sampling.lines,
     phase_fov: Annotated[float, typer.Option(help="field of view of the phase encoding over the readout's")] = 1.0,
-    margin: Annotated[float, typer.Option(help="least share of it left free before and behind a head")] = 0.075,
+    margin: Annotated[float, typer.Option(help="least share of the field of view before a head and behind it")] = 0.075,
 ) -> None:
     """Write simulated multicoil scans. Warped heads in fastMRI-style files, with a manifest."""
     from rsdmri.data.simulate_files import find_volumes, write_simulated

@@ -20,7 +20,7 @@ class SimulateConfig(Section):
     accelerations: tuple[float, ...] = Field((), description="scans undersampled by these in turn; none: full ones")
     sampling: Literal["lines", "points"] = Field("lines", description="points: of two phase encodings, whole slices")
     phase_fov: float = Field(1.0, ge=0.5, le=1, description="field of view of the phase encoding over the readout's")
-    margin: float = Field(0.075, ge=0, le=0.11, description="least share of it left free before and behind a head")
+    margin: float = Field(0.075, ge=0, le=0.11, description="least share of the readout before and behind a head")
     seed: int = 0
 
 

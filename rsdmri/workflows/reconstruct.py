@@ -121,7 +121,7 @@ def reconstruct(
     unseen = None if held_out is None else UndeterminedMaps(scan)
     work = SliceWork(scan, used, chosen, learnt, samples, seed, target_device, sets, settings, unseen)
     work.run(advance)
-    facts["seconds_per_slice"] = (time.monotonic() - started) / len(work.volume)
+    facts["seconds_per_slice"] = (time.monotonic() - started - work.watched) / len(work.volume)
     return _finished(work, law, network, checked(work, held_out, unseen), warnings, facts)
 
 

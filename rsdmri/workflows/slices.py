@@ -1,5 +1,6 @@
 """The slices of one scan on their way from acquired samples to images."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -70,7 +71,7 @@ class SliceWork:
         self.volume = np.zeros((slices, *scan.crop), np.float32)
         self.std = np.zeros_like(self.volume) if self.samples > 1 else None
         self.quantiles = np.zeros((3, *self.volume.shape), np.float32) if self.samples > 1 else None
-        self.watch = watch  # is given each slice's draws
+        self.watch, self.watched = watch, 0.0  # is given each slice's draws; seconds that it took
         self.scale, self.sigma_y = np.ones(slices), np.zeros(slices)
         self.blank: list[int] = []
         self.notes: list[str] = []
@@ -140,7 +141,9 @@ class SliceWork:
     def _keep(self, index: int, item: PreparedSlice, draws: Tensor) -> None:
         """Keep what ``draws`` (draw, y, x), with sets of maps (draw, set, y, x), of slice ``index`` say."""
         if self.watch is not None:
+            started = time.monotonic()
             self.watch(index, item, draws)
+            self.watched += time.monotonic() - started
         found = summarise(draws)
         image, magnitude = found.mean, found.mean.abs() * item.intensity
         if self.sets is not None:  # of all sets together; the complex image is that of the first

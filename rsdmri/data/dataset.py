@@ -32,7 +32,7 @@ from rsdmri.physics.prepare import PreparedSlice, prepare_known, prepare_slice, 
 from rsdmri.runtime import numpy_generator
 
 _LEAST_ACS = 4  # lines that coil maps need
-_CACHE_VERSION = 1  # of what `prepare_slice` computes
+_CACHE_VERSION = 2  # of what `prepare_slice` computes
 NOISE_SLICES = 8  # of a scan that its noise estimate rests on, at most
 
 Shape = tuple[int, int, int, int, bool]  # coils, y, x, rows of the mask, prospective

@@ -17,6 +17,7 @@ from rsdmri.physics.masks.content import center
 from rsdmri.physics.noise import NoiseEstimate, whiten, whitening_matrix
 
 _SCALE_QUANTILE = 0.99
+_PHASE_ROWS = 4  # most rows over columns, or columns over rows, of the k-space block whose image gives the phase
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,26 @@ def _acs_phase(kspace: Tensor, maps: Tensor, acs: tuple[slice, slice]) -> Tensor
 
     Maps are determined up to a phase per pixel. Giving them the phase of the low-resolution image leaves an image that
     is nearly real and positive, whatever the object's phase: the same k-space, and far less for a prior to learn.
+    The block is tapered by a Hamming window, along a fully sampled readout of `_PHASE_ROWS` times its width: where the
+    phase turns by more than the block can follow, the image of an untapered one shows the side lobes of brighter
+    places, whose phase is another.
     """
     block = torch.zeros_like(kspace)
     block[..., acs[0], acs[1]] = kspace[..., acs[0], acs[1]]
+    rows, columns = (len(range(*part.indices(size))) for part, size in zip(acs, kspace.shape[-2:], strict=True))
+    longest = _PHASE_ROWS * min(rows, columns)
+    window = _taper(kspace.shape[-2], min(rows, longest))[:, None] * _taper(kspace.shape[-1], min(columns, longest))
+    block = block * window.to(kspace.device)
     image = (maps.conj() * ifft2c(block)).sum(dim=-3, keepdim=True)
     size = image.abs()
     return torch.where(size > 0, image / torch.where(size > 0, size, 1), 1)
+
+
+def _taper(size: int, width: int) -> Tensor:
+    """Hamming window (size,) of the ``width`` samples around the centre, 0 elsewhere."""
+    window = torch.zeros(size)
+    window[center(size, width)] = torch.hamming_window(width, periodic=False)
+    return window
 
 
 def _normalised(maps: Tensor, kspace: Tensor, whitening: Tensor) -> Tensor:

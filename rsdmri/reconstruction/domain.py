@@ -10,7 +10,7 @@ a scan states counts, too, where the training scans stated theirs.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ class DomainStatistics:
     ``mean`` (F,), ``covariance`` (F, F); ``threshold`` and ``scan_threshold``: what 99.9 % of the distances of slices,
     and of the medians over the slices of a scan, stay below in scans that the statistics have not seen; ``lines``:
     centre lines that the features are taken from; ``scans``, ``slices``: how many were seen; ``contrasts``: those that
-    the training scans stated, empty where some did not.
+    the training scans stated, empty where some did not. ``noise``: median of their noise per complex sample;
+    ``noisier``: statistics of the same slices with noise added, since what noise hides is missing from the features.
     """
 
     mean: list[float]
@@ -58,6 +59,15 @@ class DomainStatistics:
     scans: int
     slices: int
     contrasts: list[str]
+    noise: float = 0.0
+    noisier: list["DomainStatistics"] = field(default_factory=list)
+
+    def at(self, noise: float) -> "DomainStatistics":
+        """The statistics, of these and `noisier`, whose noise is nearest in ratio."""
+        known = [each for each in (self, *self.noisier) if each.noise > 0]
+        if noise <= 0 or not known:
+            return self
+        return min(known, key=lambda each: abs(math.log(each.noise / noise)))
 
     def distance(self, features: Array) -> float:
         """Robust z of a slice: sqrt((f - mean)^T covariance^-1 (f - mean) / n) over its n features that are known.
@@ -91,11 +101,12 @@ class DomainStatistics:
     def from_dict(cls, values: Mapping[str, Any]) -> "DomainStatistics":
         """What `to_dict` gave; ``InputError`` for anything else."""
         try:
-            found = cls(**values)
+            noisier = [cls.from_dict(each) for each in values.get("noisier", ())]
+            found = cls(**{**values, "noisier": noisier})
             sizes = np.shape(np.asarray(found.covariance, float)), np.shape(np.asarray(found.mean, float))
             if sizes != ((_FEATURES, _FEATURES), (_FEATURES,)) or found.lines < 1:
                 raise ValueError
-        except (TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError):
             raise InputError("domain: not the statistics of an rsdmri prior; copy the prior's folder again") from None
         return found
 
@@ -151,9 +162,11 @@ def _centre(kspace: Tensor, rows: slice, lines: int) -> Tensor:
 
 
 def fit_statistics(
-    features: Array, scans: Sequence[str], lines: int, contrasts: Sequence[str] = ()
+    features: Array, scans: Sequence[str], lines: int, contrasts: Sequence[str] = (), noise: float = 0.0
 ) -> DomainStatistics:
     """Statistics of ``features`` (slice, F) of the training slices; ``scans``: which scan each slice is of.
+
+    ``noise``: their median noise per complex sample.
 
     Thresholds are set on scans that were not seen: the scans of each fifth have their distances to the statistics of
     the others. A further scan stays below with 99.9 %, as far as the logarithms of these are normal (the prediction
@@ -182,6 +195,7 @@ def fit_statistics(
         len(names),
         len(features),
         sorted(set(contrasts)),
+        noise,
     )
 
 
@@ -205,13 +219,18 @@ def _distance(features: Array, mean: Array, covariance: Array) -> float:
 def _moments(features: Array) -> tuple[Array, Array]:
     """Mean and covariance of the features (slice, F), shrunk towards its diagonal by F / (F + slices).
 
-    What is not known is left out pair by pair; a feature that fewer than two slices have has mean 0 and no weight.
+    What is not known is left out pair by pair, and what that leaves of negative variance is taken for none; a feature
+    that fewer than two slices, or less than half of them, have has mean 0 and no weight.
     """
     known = np.isfinite(features)
     count = known.sum(0)
+    rare = count < max(2, len(features) / 2)
+    known = known & ~rare
     mean = np.where(known, features, 0).sum(0) / np.maximum(count, 1)
     away = np.where(known, features - mean, 0)
     covariance = away.T @ away / np.maximum(known.T.astype(float) @ known, 1)
-    spread = np.where(count < 2, 1e8, np.maximum(np.diag(covariance), 1e-6))
+    spread = np.where(rare, 1e8, np.maximum(np.diag(covariance), 1e-6))
     weight = len(spread) / (len(spread) + len(features))
+    variances, axes = np.linalg.eigh(covariance)
+    covariance = (axes * variances.clip(min=0)) @ axes.T
     return mean, (1 - weight) * covariance + weight * np.diag(spread) + 1e-9 * np.eye(len(spread))

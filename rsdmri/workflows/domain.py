@@ -1,6 +1,8 @@
 """What a prior is told of its training scans, and whether a scan is like them."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,25 +14,29 @@ from rsdmri.data.derived import contrast
 from rsdmri.data.remote import name_of
 from rsdmri.data.scan import Scan
 from rsdmri.diffusion.acquisitions import Acquisitions
+from rsdmri.diffusion.schedule import unit_noise
 from rsdmri.errors import InputError
 from rsdmri.physics import masks
 from rsdmri.physics.prepare import scale_slice
 from rsdmri.priors import Prior
 from rsdmri.reconstruction.domain import DomainStatistics, fit_statistics, slice_features
-from rsdmri.runtime import numpy_generator
+from rsdmri.runtime import numpy_generator, torch_generator
 from rsdmri.workflows.slices import scan_noise
 
 OutOfDomain = Literal["fallback", "warn"]
 FALLBACK = "l1-wavelet"
 
-_MOST_TRAINING, _MOST_SLICES = 1024, 16  # slices that statistics and a verdict are made of, at most
+_MOST_TRAINING, _MOST_NOISIER, _MOST_SLICES = 1024, 256, 16  # slices of statistics and of a verdict, at most
 _LEAST_LINES = 4
 
 
-def domain_facts(slices: TrainingSlices, bank: Acquisitions, say: Callable[[str], None]) -> dict[str, Any]:
+def domain_facts(
+    slices: TrainingSlices, bank: Acquisitions, say: Callable[[str], None], further: float = 0.0
+) -> dict[str, Any]:
     """Statistics of the training slices for ``config.json``, from acquired samples alone; empty where there are none.
 
-    Priors of images have none, nor has one of too few scans, after a line that says so.
+    Also those with noise of ``further`` added per real number, which the posterior network sees, and with half and a
+    quarter of that. Priors of images have none, nor has one of too few scans, after a line that says so.
     """
     if bank.maps is None:
         return {}
@@ -41,14 +47,28 @@ def domain_facts(slices: TrainingSlices, bank: Acquisitions, say: Callable[[str]
     lines = min(masks.acs_lines(ref.mask) for ref in refs)
     lines = min(lines, max(_LEAST_LINES, refs[0].file.x // 8))
     try:
-        features = np.stack([slice_features(*slices.scaled(item), lines) for item in chosen])
         stated = {ref.contrast for ref in refs}
         known = sorted(stated) if all(contrast(name) == name for name in stated) else ()
-        found = fit_statistics(features, [name_of(ref.path) for ref in refs], lines, known)
+        scans = [name_of(ref.path) for ref in refs]
+        of_levels = []
+        for level in (0.0, *(further / part for part in (4, 2, 1) if further > 0)):
+            step = math.ceil(count / _MOST_NOISIER) if level else 1
+            features, noise = zip(*(_features(slices, item, lines, level) for item in chosen[::step]), strict=True)
+            of_levels.append(fit_statistics(np.stack(features), scans[::step], lines, known, float(np.median(noise))))
+        found = replace(of_levels[0], noisier=of_levels[1:])
     except InputError as error:
         say(f"the prior will not know its domain: {error}")
         return {}
     return {"domain": found.to_dict()}
+
+
+def _features(slices: TrainingSlices, item: int, lines: int, level: float) -> tuple[np.ndarray, float]:
+    """Features of a slice with noise of ``level`` per real number added, and the noise that it has then."""
+    kspace, mask, sigma_y = slices.scaled(item)
+    if level > 0:
+        kspace = kspace + torch.where(mask, level * unit_noise(kspace, torch_generator("domain", item, level)), 0)
+        sigma_y = math.hypot(sigma_y, math.sqrt(2) * level)
+    return slice_features(kspace, mask, sigma_y, lines), sigma_y
 
 
 def domain_verdict(prior: Prior, scan: Scan, mask: Tensor) -> tuple[str | None, str | None, float | None]:
@@ -61,18 +81,22 @@ def domain_verdict(prior: Prior, scan: Scan, mask: Tensor) -> tuple[str | None, 
         return None, "not checked whether the scan is like the training data: the prior holds no statistics", None
     statistics = DomainStatistics.from_dict(prior.meta["domain"])
     noise = scan_noise(scan, mask)
-    distances = []
+    seen, levels = [], []
     for index in np.unique(np.linspace(0, len(scan.kspace) - 1, _MOST_SLICES).round().astype(int)):
         kspace = torch.where(mask, torch.from_numpy(scan.kspace[index]), 0)
         if not bool((kspace != 0).any()):
             continue
         try:
-            features = slice_features(*scale_slice(kspace, mask, noise=noise), statistics.lines)
+            scaled = scale_slice(kspace, mask, noise=noise)
+            seen.append(slice_features(*scaled, statistics.lines))
         except InputError as error:
             return None, f"not checked whether the scan is like the training data: {error}", None
-        distances.append(statistics.distance(features))
-    middle = float(np.median(distances)) if distances else None
-    return statistics.verdict(distances, contrast(scan.acquisition)), None, middle
+        levels.append(scaled[2])
+    if not seen:
+        return statistics.verdict([], contrast(scan.acquisition)), None, None
+    statistics = statistics.at(float(np.median(levels)))
+    distances = [statistics.distance(features) for features in seen]
+    return statistics.verdict(distances, contrast(scan.acquisition)), None, float(np.median(distances))
 
 
 def chosen_method(

@@ -330,7 +330,8 @@ class Trainer:
     ) -> None:
         with self.processes.together(), self.stop.at_once():
             if self.bank is not None:
-                facts = facts | domain_facts(self.source.slices, self.bank, self.say)
+                noise = self.config.posterior.noise
+                facts = facts | domain_facts(self.source.slices, self.bank, self.say, noise)
                 save_prior(
                     self.folder.path / name, denoiser, generator, self.bank, self.config, facts, kind=name, more=more
                 )

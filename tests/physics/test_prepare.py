@@ -5,7 +5,7 @@ from phantoms import correlated, noise, phantom, subspace_error
 
 from rsdmri.errors import InputError
 from rsdmri.physics import masks, sense
-from rsdmri.physics.fourier import ifft2c, rss
+from rsdmri.physics.fourier import fft2c, ifft2c, rss
 from rsdmri.physics.noise import NoiseEstimate, estimate_covariance, whiten, whitening_matrix
 from rsdmri.physics.prepare import prepare_slice
 from rsdmri.physics.solve import conjugate_gradient
@@ -54,6 +54,18 @@ def test_estimated_maps_come_close_to_that():
     image = sense(prepared.maps, prepared.mask).adjoint(prepared.kspace).abs() * prepared.intensity
     error = (image - head.image.abs())[head.inside].norm() / head.image[head.inside].norm()
     assert float(error) < 0.05
+
+
+def test_the_phase_of_a_dim_place_is_its_own_and_not_that_of_a_brighter_one_far_away():
+    """8 centre lines: the side lobes of a bright bar are as bright as a dim one whose phase is a quarter turn away."""
+    image = torch.zeros(1, 64, 64, dtype=torch.complex64)
+    image[:, 8:56, 8:16], image[:, 8:56, 30:56] = 1, 0.08j
+    mask = masks.draw_mask("random", 64, acceleration=4, center_fraction=0.125, key=("dim", 0))
+    prepared = prepare_slice(fft2c(image), mask, noise=None, maps=torch.ones_like(image))
+    dim = prepared.maps[0, 12:52, 34:52]
+    assert float((dim.angle() - torch.pi / 2).abs().max()) < 0.25
+    ringing = ifft2c(fft2c(image) * torch.zeros(64).index_fill(0, torch.arange(28, 36), 1))[0, 12:52, 34:52]
+    assert float((ringing.angle() - torch.pi / 2).abs().max()) > 1
 
 
 def test_residual_noise_has_the_standard_deviation_sigma_y():

@@ -1,6 +1,7 @@
 """Which scans a prior's statistics call foreign: other resolution, field of view, phantoms and noise."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,43 @@ def test_statistics_survive_their_file(statistics):
     for broken in ({}, {**statistics.to_dict(), "mean": [1.0]}, {**statistics.to_dict(), "more": 1}):
         with pytest.raises(InputError, match="not the statistics"):
             DomainStatistics.from_dict(broken)
+
+
+def test_a_noisy_scan_is_held_against_slices_as_noisy(statistics):
+    """Noise hides fine detail, which then counts as missing against clean training slices."""
+    noise = 0.2
+    scans = heads(0, 40, noise=noise)
+    found = [features(scan.kspace, number) for number, scan in enumerate(scans)]
+    names = [str(number) for number in range(len(scans)) for _ in range(3)]
+    noisy = fit_statistics(np.concatenate(found), names, LINES, ["T2w"], noise)
+    clean = replace(statistics, noise=0.01, noisier=[noisy])
+    assert [clean.at(level).noise for level in (0.0, 1e-3, 0.04, 0.05, 7.0)] == [0.01, 0.01, 0.01, noise, noise]
+    assert statistics.at(noise) is statistics  # its own noise is not known
+    new = [features(scan.kspace, f"noisy {number}") for number, scan in enumerate(heads(400, 12, noise=noise))]
+    told = [each.verdict([each.distance(row) for row in rows]) for rows in new for each in (clean, clean.at(noise))]
+    assert all(told[::2])
+    assert not any(told[1::2])
+    phantom = features(dict(foreign())["phantom"](), "phantom")
+    assert noisy.verdict([noisy.distance(row) for row in phantom]) is not None
+    again = DomainStatistics.from_dict(json.loads(json.dumps(clean.to_dict())))
+    assert again == clean
+    for broken in (3, [3], [{}]):
+        with pytest.raises(InputError, match="not the statistics"):
+            DomainStatistics.from_dict({**clean.to_dict(), "noisier": broken})
+
+
+def test_what_half_of_the_slices_lack_has_no_weight():
+    rng = numpy_generator("rare features")
+    values = rng.normal(size=(400, 27))
+    values[:240, 3] = np.nan
+    values[rng.random((400, 27)) < 0.2] = np.nan
+    found = fit_statistics(values, [str(k // 4) for k in range(400)], LINES)
+    usual = np.zeros(27)
+    strange = usual.copy()
+    strange[3] = 100
+    assert found.distance(strange) == pytest.approx(found.distance(usual), abs=1e-3)
+    strange[4] = 100
+    assert found.distance(strange) > found.threshold
 
 
 def test_too_few_scans_and_too_small_a_centre():

@@ -91,7 +91,7 @@ def test_the_check_repeats_and_never_sees_what_it_holds_out(scan, prior):
 
 
 def test_the_check_tells_what_the_samples_do_not_determine(scan):
-    options = {"method": "l1-wavelet", "acceleration": 4}
+    options = {"method": "l1-wavelet", "acceleration": 4, "seed": 1}
     found = reconstruct(scan, held_out=0.1, **options)
     assert found.undetermined.shape == found.volume.shape
     assert 0 <= found.undetermined.min() < found.undetermined.max() <= 1
@@ -258,6 +258,11 @@ def test_training_tells_a_prior_its_domain(tmp_path):
     facts = domain_facts(slices, bank, lines.append)
     found = DomainStatistics.from_dict(json.loads(json.dumps(facts))["domain"])
     assert (found.scans, found.slices, found.contrasts, lines) == (12, 24, ["T2w"], [])
+    assert found.noisier == []
+    noisy = DomainStatistics.from_dict(domain_facts(slices, bank, lines.append, 0.2)["domain"])
+    assert replace(noisy, noisier=[]) == found
+    added = [np.sqrt(each.noise**2 - found.noise**2) / np.sqrt(2) for each in noisy.noisier]
+    np.testing.assert_allclose(added, [0.05, 0.1, 0.2], rtol=0.2)
     few = TrainingSlices(entries[:3], MaskLaw(acceleration=4))
     assert domain_facts(few, bank, lines.append) == {}
     assert "3 training scans are too few" in lines[0]

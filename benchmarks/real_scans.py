@@ -32,12 +32,11 @@ def measured(
     from rsdmri.workflows.reconstruct import reconstruct
 
     way = {"samples": arguments.samples, "seed": seed, "options": arguments.options.get(method)}
+    sampling = {"acceleration": acceleration, "mask": arguments.mask}
     if method == "rsd" and arguments.calibration and acceleration is not None:
         heads = (arguments.calibration, scan.kspace.shape[1], max(scan.crop), arguments.noise)
-        prior = calibrated(prior, heads, acceleration, samples=arguments.samples, options=json.dumps(way["options"]))
-    found = reconstruct(
-        scan, method=method, prior=prior, acceleration=acceleration, out_of_domain="warn", held_out=0.1, **way
-    )
+        prior = calibrated(prior, heads, **sampling, samples=arguments.samples, options=json.dumps(way["options"]))
+    found = reconstruct(scan, method=method, prior=prior, out_of_domain="warn", held_out=0.1, **sampling, **way)
     row = {"scan": scan.name, "method": method, "R": found.attrs["acceleration"], "nominal": acceleration}
     row |= {"seed": seed} if arguments.seeds > 1 else {}
     row |= {name: (found.scores or {}).get(name) for name in ("nrmse", "psnr", "ssim")}
@@ -51,7 +50,7 @@ def measured(
 
 @cache
 def calibrated(
-    prior: Any, heads: tuple[int, int, int, float], acceleration: float, *, samples: int, options: str
+    prior: Any, heads: tuple[int, int, int, float], *, acceleration: float, mask: str, samples: int, options: str
 ) -> Any:
     """The prior with the factor of its bands from the noise-free images of ``heads`` (count, coils, size, noise)."""
     from rsdmri.data.simulate import simulate_scan
@@ -61,7 +60,7 @@ def calibrated(
     settings = {"slices": 1, "size": size, "coils": coils, "noise": noise, "echo": "gradient", "seed": POPULATION}
     scans = [simulate_scan(head, **settings).as_scan(f"head{head:05d}") for head in range(count)]
     way = {"samples": samples, "seed": 0, "options": json.loads(options)}
-    found, factor = copy.copy(prior), calibrate(prior, scans, acceleration=acceleration, **way)
+    found, factor = copy.copy(prior), calibrate(prior, scans, acceleration=acceleration, mask=mask, **way)
     found.meta = {**prior.meta, "calibration": {"format": 1, **asdict(factor)}}
     return found
 
@@ -127,6 +126,7 @@ def main() -> None:
     parser.add_argument("--prior", type=Path, required=True, help="run or prior folder")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--accelerations", type=float, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--mask", default="random", help="family of the masks, rsdmri.physics.masks.FAMILIES")
     parser.add_argument("--options", type=json.loads, default={}, help="settings by method, JSON")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=1, help="masks and draws, from seed 0 on")

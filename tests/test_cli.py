@@ -16,6 +16,7 @@ import pytest
 import rsdmri
 from rsdmri import cli
 from rsdmri.data.manifest import read_manifest
+from rsdmri.physics.masks import FAMILIES
 from rsdmri.workflows.run_folder import RunFolder
 
 COMMANDS = (
@@ -288,11 +289,12 @@ OPTIONS = {
                "--data": None, "--out": "ablations/AXIS", "--device": "auto"},
     "sample": {"--prior": None, "--n": 16, "--teacher": None, "--sampler": "heun", "--steps": 18, "--churn": 0.0,
                "--states": None, "--contrast": None, "--field": None, "--seed": 0, "--out": None},
-    "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--samples": 8, "--out": None,
+    "reconstruct": {"--method": "rsd", "--prior": None, "--acceleration": None, "--mask": "random",
+                    "--center-fraction": None, "--samples": 8, "--out": None,
                     "--format": "h5,png", "--force": None, "--dicom-source": None, "--budget": None, "--trust": None,
                     "--set-method": None, "--check": None, "--warn-only": None},
-    "calibrate": {"--acceleration": None, "--prior": None, "--method": "rsd", "--samples": 8, "--set-method": None,
-                  "--level": 0.9, "--seed": 0},
+    "calibrate": {"--acceleration": None, "--mask": "random", "--center-fraction": None, "--prior": None,
+                  "--method": "rsd", "--samples": 8, "--set-method": None, "--level": 0.9, "--seed": 0},
     "evaluate": {"--target": None, "--acquisition": None, "--acceleration": None, "--out": None},
     "inspect": {"--png": None, "--variable": None, "--axes": None, "--frame": None, "--trust": None},
     "convert": {"--emulate-singlecoil": None, "--force": None, "--variable": None, "--axes": None, "--frame": None},
@@ -310,6 +312,8 @@ OPTIONS = {
         ("sample", ["heun", "euler", "dpmpp-2m"]),
         ("average", ["all", "teacher", "prior"]),
         ("reconstruct", ["rsd", "adps", "diffpir", "ambient-one-step", "sense", "l1-wavelet", "tv", "zero-filled"]),
+        ("reconstruct", FAMILIES),
+        ("calibrate", FAMILIES),
     ],
 )
 def test_choices_are_the_contract(run, command, choices):

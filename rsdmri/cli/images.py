@@ -4,12 +4,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rsdmri.cli.app import app
-from rsdmri.cli.options import Axes, Device, Formats, Frame, Method, PriorPath, Seed, SetMethod, Trust, Variable
+from rsdmri.cli.options import (
+    Axes,
+    CenterFraction,
+    Device,
+    Family,
+    Formats,
+    Frame,
+    MaskFamily,
+    Method,
+    PriorPath,
+    Seed,
+    SetMethod,
+    Trust,
+    Variable,
+)
 from rsdmri.errors import Interrupted
 
 
@@ -19,6 +33,8 @@ def reconstruct(
     method: Annotated[Method, typer.Option(help="reconstruction method")] = Method.rsd,
     prior: PriorPath = None,
     acceleration: Annotated[float | None, typer.Option(help="undersample a fully sampled scan at R, and score")] = None,
+    mask: Family = MaskFamily.random,
+    center_fraction: CenterFraction = None,
     samples: Annotated[int, typer.Option(help="draws of rsd, adps, diffpir: mean and spread are written")] = 8,
     set_method: SetMethod = None,
     maps: Annotated[Path | None, typer.Option(help="coil maps: .npy, .h5 or .cfl [from the scan's centre]")] = None,
@@ -47,6 +63,7 @@ def reconstruct(
     from rsdmri.workflows.budget import TimeLimit, parse_duration
     from rsdmri.workflows.reconstruct_files import reconstruct_files
 
+    sampling: dict[str, Any] = {"acceleration": acceleration, "mask": mask.value, "center_fraction": center_fraction}
     with _stopped_with_130():
         rows = reconstruct_files(
             scans,
@@ -54,7 +71,7 @@ def reconstruct(
             method=method.value,
             prior=prior,
             reading={"variable": variable, "axes": axes, "frame": frame},
-            acceleration=acceleration,
+            **sampling,
             samples=samples,
             seed=seed,
             device=device,
@@ -95,6 +112,8 @@ def calibrate(
     scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="fully sampled, not trained on; 9 or more")],
     acceleration: Annotated[float, typer.Option(help="R that the prior will be used at")],
     prior: PriorPath = None,
+    mask: Family = MaskFamily.random,
+    center_fraction: CenterFraction = None,
     method: Annotated[Method, typer.Option(help="method with draws")] = Method.rsd,
     samples: Annotated[int, typer.Option(help="draws of each reconstruction, as there will be")] = 8,
     set_method: SetMethod = None,
@@ -111,6 +130,8 @@ def calibrate(
         prior,
         scans,
         acceleration=acceleration,
+        mask=mask.value,
+        center_fraction=center_fraction,
         method=method.value,
         samples=samples,
         options=parse_options(set_method or []),

@@ -60,6 +60,18 @@ class Sampling(StrEnum):
     points = "points"
 
 
+class MaskFamily(StrEnum):
+    """Families of line masks."""
+
+    random = "random"
+    equispaced_fraction = "equispaced_fraction"
+    variable_density = "variable-density"
+    gaussian = "gaussian"
+    equispaced = "equispaced"
+    magic = "magic"
+    magic_fraction = "magic_fraction"
+
+
 class Contrast(StrEnum):
     """Contrasts of simulated scans."""
 
@@ -73,6 +85,8 @@ class Contrast(StrEnum):
 SetMethod = Annotated[
     list[str] | None, typer.Option("--set-method", metavar="KEY=VALUE", help="setting of the method; repeatable")
 ]
+Family = Annotated[MaskFamily, typer.Option("--mask", help="family of the lines left at --acceleration")]
+CenterFraction = Annotated[float | None, typer.Option(help="share of the lines in the fully sampled centre [0.32 / R]")]
 Formats = Annotated[
     list[str] | None,
     typer.Option("--format", help="h5, nifti, dicom, parametric-map, png, cfl; several by commas [h5,png]"),

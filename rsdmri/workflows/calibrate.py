@@ -29,6 +29,8 @@ def calibrate(
     scans: Sequence[Scan | str | os.PathLike[str]],
     *,
     acceleration: float,
+    mask: str = "random",
+    center_fraction: float | None = None,
     method: str = "rsd",
     samples: int = 8,
     options: Mapping[str, Any] | None = None,
@@ -48,6 +50,7 @@ def calibrate(
         prior: its own calibration, if it has one, plays no part.
         scans: fully sampled, not trained on, one a subject; at least 9 for 90 %.
         acceleration: R of the scans that the prior will be used for.
+        mask, center_fraction: family of their masks and share in the ACS, as of `reconstruct`.
         method: with draws.
         samples: draws of each reconstruction, as many as there will be.
         options: settings of the method, those that there will be.
@@ -64,6 +67,7 @@ def calibrate(
     bare = _without_calibration(prior)
     settings = chosen_settings(method, options, bare)
     way: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
+    way |= {"mask": mask, "center_fraction": center_fraction}
     scores, before = [], []
     for scan in scans:
         try:

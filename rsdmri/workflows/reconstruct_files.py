@@ -51,6 +51,8 @@ def reconstruct_files(
     samples: int = 8,
     seed: int = 0,
     device: str = "auto",
+    mask: str = "random",
+    center_fraction: float | None = None,
     maps: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
     map_sets: int = 1,
@@ -89,7 +91,7 @@ def reconstruct_files(
     """
     check_arguments(method, samples, settings, held_out)
     options: dict[str, Any] = {"method": method, "options": dict(settings or {}), "samples": samples, "seed": seed}
-    options |= {"acceleration": acceleration, "map_sets": map_sets}
+    options |= {"acceleration": acceleration, "mask": mask, "center_fraction": center_fraction, "map_sets": map_sets}
     options |= {"held_out": held_out, "out_of_domain": out_of_domain}
     files = {"maps": maps, "calibration": calibration, "dicom_source": dicom_source}
     ways = {"device": device, "trust": trust}

@@ -80,7 +80,17 @@ def test_a_signal_waits_until_a_result_is_whole(files, tmp_path, monkeypatch):
     assert "skipped" in reconstruct_files(files[:1], tmp_path, say=quiet, **options)[0]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"method": "sense"}, {"acceleration": 3}, {"map_sets": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"method": "sense"},
+        {"acceleration": 3},
+        {"map_sets": 2},
+        {"mask": "equispaced_fraction"},
+        {"center_fraction": 0.4},
+    ],
+)
 def test_results_of_other_settings_are_no_reason_to_skip(change, files, tmp_path):
     reconstruct_files(files[:1], tmp_path, say=quiet, **OPTIONS)
     with pytest.raises(InputError, match="exists; --force replaces it"):

@@ -64,6 +64,7 @@ def reconstruct(
     from rsdmri.workflows.reconstruct_files import reconstruct_files
 
     sampling: dict[str, Any] = {"acceleration": acceleration, "mask": mask.value, "center_fraction": center_fraction}
+    coils: dict[str, Any] = {"maps": maps, "calibration": calibration, "map_sets": map_sets}
     with _stopped_with_130():
         rows = reconstruct_files(
             scans,
@@ -75,9 +76,7 @@ def reconstruct(
             samples=samples,
             seed=seed,
             device=device,
-            maps=maps,
-            calibration=calibration,
-            map_sets=map_sets,
+            **coils,
             held_out=0.1 if check else None,
             out_of_domain="warn" if warn_only else "fallback",
             formats=format_,

@@ -37,7 +37,7 @@ def undetermined_share(operator: Sense, image: Tensor) -> Tensor:
         left = RIDGE * conjugate_gradient(
             operator.normal, image, shift=RIDGE, iterations=_ITERATIONS, tolerance=_TOLERANCE, axes=axes
         )
-    energies = [x.abs().square().double() for x in (left, image)]
+    energies = [x.abs().square().double().cpu() for x in (left, image)]
     energies = energies if axes == 2 else [x.sum(-3) for x in energies]
     least = (_DARK**2 * energies[1].amax((-2, -1), keepdim=True)).numpy()
     width = (0,) * (energies[0].ndim - 2) + (_WIDTH, _WIDTH)

@@ -75,11 +75,9 @@ def calibrate(
             scores.append(needed)
             before.append(share)
         except InputError as error:
-            name = scan.name if isinstance(scan, Scan) else os.fspath(scan)
-            line = str(error) if name in str(error) else f"{name}: {error}"
             if skip is None:
-                raise InputError(line) from None
-            skip(line)
+                raise InputError(_named(error, scan)) from None
+            skip(_named(error, scan))
         advance(1)
     factor = conformal_quantile(scores, level)
     made_with = (method, float(acceleration), settings.model_dump_json(), samples, weights_digest(prior, settings))
@@ -121,6 +119,12 @@ def _measured(scan: Scan | str | os.PathLike[str], **way: Any) -> tuple[np.ndarr
     if result.target is None or result.quantiles is None or result.coverage is None:
         raise InputError(f"{result.scored}; calibration needs full images")
     return interval_scores(result.target, result.quantiles, result.object_mask), result.coverage
+
+
+def _named(error: InputError, scan: Scan | str | os.PathLike[str]) -> str:
+    """The line of ``error`` with the name of the scan."""
+    name = scan.name if isinstance(scan, Scan) else os.fspath(scan)
+    return str(error) if name in str(error) else f"{name}: {error}"
 
 
 def _without_calibration(prior: Prior) -> Prior:

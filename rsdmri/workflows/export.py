@@ -37,14 +37,18 @@ class Destination:
     file: str | None = None
     """Name that the user gave to one of the results, None in a folder of results."""
 
-    def paths(self, method: str, spread: bool, acquisition: str) -> dict[str, Path]:
-        """Files and DICOM folders below ``folder`` by what they hold; ``std`` and sidecars only where there is one."""
+    def paths(self, method: str, spread: bool, acquisition: str, *, checked: bool = False) -> dict[str, Path]:
+        """Files and DICOM folders below ``folder`` by what they hold; maps and sidecars only where there is one.
+
+        ``spread``: there are draws; ``checked``: there is a map of what the samples do not determine.
+        """
         found: dict[str, Path] = {}
         for name in self.formats:
             match name:
                 case "nifti" | "nifti-quantiles":
                     found |= self._nifti(method, spread, acquisition)
-                    for kind in _QUANTILES if spread and name == "nifti-quantiles" else ():
+                    kinds = _QUANTILES if spread and name == "nifti-quantiles" else ()
+                    for kind in (*kinds, *(("undetermined",) if checked else ())):
                         found |= self._nifti_map(kind, method, acquisition)
                 case "dicom":
                     named = self.file is not None and format_of(self.file) == "dicom"
@@ -159,7 +163,8 @@ def export(
         InputError: a result exists and ``force`` is not given, a format cannot hold this scan, or the disk refuses.
     """
     folder = destination.folder
-    paths = destination.paths(result.attrs["method"], result.std is not None, result.acquisition)
+    there = {"spread": result.std is not None, "checked": result.undetermined is not None}
+    paths = destination.paths(result.attrs["method"], acquisition=result.acquisition, **there)
     check_free(folder, list(paths.values()), force)
     try:
         with _staging(folder) as staging:
@@ -226,13 +231,16 @@ def _map(result: Reconstruction, kind: str) -> np.ndarray:
     """The volume of ``result`` that a file of ``kind`` holds."""
     if kind in _QUANTILES and result.quantiles is not None:
         return np.asarray(result.quantiles[_QUANTILES.index(kind)])
-    return result.std if kind == "std" and result.std is not None else result.volume
+    maps = {"std": result.std, "undetermined": result.undetermined}
+    found = maps.get(kind)
+    return result.volume if found is None else found
 
 
 _DESCRIPTIONS = {
     "mean": "mean of posterior draws, magnitude",
     "magnitude": "magnitude",
     "std": "standard deviation of the magnitude over posterior draws",
+    "undetermined": "share of the magnitude around each place that the acquired samples do not determine, 0 to 1",
     "q05": "lower end of the band that should hold the magnitude with 90 %",
     "q50": "median of the magnitude over posterior draws",
     "q95": "upper end of the band that should hold the magnitude with 90 %",

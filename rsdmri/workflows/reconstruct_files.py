@@ -272,7 +272,8 @@ class _Work:
         """Files of a scan, of the method that the ledger says it came to, else of the one asked for."""
         before = self.ledger.rows.get(target.stem, {})
         made = before if before.get(REQUEST) == self.request else self.asked.options
-        return target.paths(made["method"], made["method"] in DRAWN and made["samples"] > 1, acquisition)
+        spread, checked = made["method"] in DRAWN and made["samples"] > 1, self.asked.options["held_out"] is not None
+        return target.paths(made["method"], spread, acquisition, checked=checked)
 
     def _advance(self, scan: Scan, bar: Bar) -> Callable[[int], None]:
         """Reports slices of the only scan, of several scans the part of this one."""
@@ -335,7 +336,7 @@ def _output_files(
                     "reconstruct them into different --out folders"
                 )
             taken[name] = path
-        for result in target.paths("method", True, "unknown").values():
+        for result in target.paths("method", True, "unknown", checked=True).values():
             place = target.folder / result
             if any(place.exists() and place.samefile(source) for source in inputs):
                 raise InputError(f"--out {out}: {result.name} there is the scan itself; choose another folder")

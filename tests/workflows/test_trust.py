@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -247,6 +248,11 @@ def test_files_hold_the_band(simulated, prior, tmp_path):
     sidecar = json.loads(next(tmp_path.rglob("*_desc-q95*.json")).read_text())
     assert "upper end of the band" in sidecar["Description"]
     assert "IntervalSource" in sidecar
+    (unseen,) = tmp_path.rglob("*_desc-undetermined*.nii.gz")
+    assert 0 <= nibabel.load(unseen).get_fdata().min() < nibabel.load(unseen).get_fdata().max() <= 1
+    assert (
+        "do not determine" in json.loads(next(tmp_path.rglob("*_desc-undetermined*.json")).read_text())["Description"]
+    )
 
 
 def test_training_tells_a_prior_its_domain(tmp_path):

@@ -42,9 +42,9 @@ def calibrate(
 ) -> Calibration:
     """Factor that makes the bands of ``prior`` cover a share of ``level``; written beside it where ``folder`` is given.
 
-    Each scan is undersampled and reconstructed, and each pixel of the object (above a tenth of the target's 99th
-    percentile, and above noise) says how much wider its band should be. `rsdmri.reconstruction.calibration` says what
-    holds then. Against noisy full images the factor counts their noise, too.
+    Each scan is undersampled and reconstructed; each pixel of the object (above a tenth of the target's 99th percentile
+    and above noise) says how much wider its band should be, noise of the full image included. What holds then says
+    `rsdmri.reconstruction.calibration`.
 
     Args:
         prior: its own calibration, if it has one, plays no part.
@@ -52,8 +52,7 @@ def calibrate(
         acceleration: R of the scans that the prior will be used for.
         mask, center_fraction: family of their masks and share in the ACS, as of `reconstruct`.
         method: with draws.
-        samples: draws of each reconstruction, as many as there will be.
-        options: settings of the method, those that there will be.
+        samples, options: draws of each reconstruction and settings of the method, those that there will be.
         level: share of the object inside the band.
         seed: of masks and draws.
         folder: of the prior, where ``calibration.json`` goes.
@@ -66,12 +65,12 @@ def calibrate(
     _check(method, samples, options, level)
     bare = _without_calibration(prior)
     settings = chosen_settings(method, options, bare)
-    way: dict[str, Any] = {"method": method, "acceleration": acceleration, "samples": samples, "seed": seed}
-    way |= {"mask": mask, "center_fraction": center_fraction}
+    way = {"acceleration": acceleration, "mask": mask, "center_fraction": center_fraction}
+    way |= {"method": method, "samples": samples, "seed": seed, "options": options}
     scores, before = [], []
     for scan in scans:
         try:
-            needed, share = _measured(scan, prior=bare, out_of_domain="warn", options=options, **way)
+            needed, share = _measured(scan, prior=bare, out_of_domain="warn", **way)
             scores.append(needed)
             before.append(share)
         except InputError as error:

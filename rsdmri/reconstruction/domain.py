@@ -162,18 +162,18 @@ def _centre(kspace: Tensor, rows: slice, lines: int) -> Tensor:
 
 
 def fit_statistics(
-    features: Array, scans: Sequence[str], lines: int, contrasts: Sequence[str] = (), noise: float = 0.0
+    features: Array, noise: float, scans: Sequence[str], lines: int, contrasts: Sequence[str] = ()
 ) -> DomainStatistics:
     """Statistics of ``features`` (slice, F) of the training slices; ``scans``: which scan each slice is of.
 
-    ``noise``: their median noise per complex sample.
+    ``noise``: the median of their noise per complex sample, 0 where it is not known.
 
     Thresholds are set on scans that were not seen: the scans of each fifth have their distances to the statistics of
     the others. A further scan stays below with 99.9 %, as far as the logarithms of these are normal (the prediction
     limit of Student's t with the number of scans).
 
     Raises:
-        InputError: fewer than `LEAST_SCANS` scans.
+        InputError: fewer than `LEAST_SCANS` scans, or of those that show more than noise.
     """
     names = sorted(set(scans))
     if len(names) < LEAST_SCANS:
@@ -204,6 +204,8 @@ def _limit(distances: Array, scans: int) -> float:
     from scipy.special import stdtrit
 
     logs = np.log(distances[np.isfinite(distances)])
+    if len(logs) < LEAST_SCANS:
+        raise InputError("the training scans show nothing above their noise")
     reach = float(stdtrit(scans - 1, _SHARE)) * math.sqrt(1 + 1 / scans)
     return float(np.exp(logs.mean() + reach * logs.std(ddof=1)))
 

@@ -1,7 +1,8 @@
 """What a prior is told of its training scans, and whether a scan is like them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -50,25 +51,30 @@ def domain_facts(
         stated = {ref.contrast for ref in refs}
         known = sorted(stated) if all(contrast(name) == name for name in stated) else ()
         scans = [name_of(ref.path) for ref in refs]
-        of_levels = []
-        for level in (0.0, *(further / part for part in (4, 2, 1) if further > 0)):
-            step = math.ceil(count / _MOST_NOISIER) if level else 1
-            features, noise = zip(*(_features(slices, item, lines, level) for item in chosen[::step]), strict=True)
-            of_levels.append(fit_statistics(np.stack(features), scans[::step], lines, known, float(np.median(noise))))
-        found = replace(of_levels[0], noisier=of_levels[1:])
+        found = fit_statistics(*_features(slices, chosen, lines, 0), scans, lines, known)
     except InputError as error:
         say(f"the prior will not know its domain: {error}")
         return {}
-    return {"domain": found.to_dict()}
+    step, noisier = math.ceil(count / _MOST_NOISIER), []
+    for level in (further / part for part in (4, 2, 1) if further > 0):
+        with suppress(InputError):  # nothing is left to see
+            noisier.append(
+                fit_statistics(*_features(slices, chosen[::step], lines, level), scans[::step], lines, known)
+            )
+    return {"domain": replace(found, noisier=noisier).to_dict()}
 
 
-def _features(slices: TrainingSlices, item: int, lines: int, level: float) -> tuple[np.ndarray, float]:
-    """Features of a slice with noise of ``level`` per real number added, and the noise that it has then."""
-    kspace, mask, sigma_y = slices.scaled(item)
-    if level > 0:
-        kspace = kspace + torch.where(mask, level * unit_noise(kspace, torch_generator("domain", item, level)), 0)
-        sigma_y = math.hypot(sigma_y, math.sqrt(2) * level)
-    return slice_features(kspace, mask, sigma_y, lines), sigma_y
+def _features(slices: TrainingSlices, items: Sequence[int], lines: int, level: float) -> tuple[np.ndarray, float]:
+    """Features (slice, F) with noise of ``level`` per real number added, and the median noise that there is then."""
+    found, noise = [], []
+    for item in items:
+        kspace, mask, sigma_y = slices.scaled(item)
+        if level > 0:
+            kspace = kspace + torch.where(mask, level * unit_noise(kspace, torch_generator("domain", item, level)), 0)
+            sigma_y = math.hypot(sigma_y, math.sqrt(2) * level)
+        found.append(slice_features(kspace, mask, sigma_y, lines))
+        noise.append(sigma_y)
+    return np.stack(found), float(np.median(noise))
 
 
 def domain_verdict(prior: Prior, scan: Scan, mask: Tensor) -> tuple[str | None, str | None, float | None]:

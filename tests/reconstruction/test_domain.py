@@ -47,7 +47,7 @@ def statistics():
     scans = heads(0, 40)
     found = [features(scan.kspace, number) for number, scan in enumerate(scans)]
     names = [str(number) for number in range(len(scans)) for _ in range(3)]
-    return fit_statistics(np.concatenate(found), names, LINES, ["T2w"])
+    return fit_statistics(np.concatenate(found), 0.0, names, LINES, ["T2w"])
 
 
 def verdict(statistics, kspace, key):
@@ -99,7 +99,7 @@ def test_distances_are_those_of_the_normal_law():
     size = 27
     values = rng.normal(size=(4000, size)) * np.geomspace(0.01, 10, size)
     names = [str(k // 4) for k in range(4000)]
-    found = fit_statistics(values, names, LINES)
+    found = fit_statistics(values, 0.0, names, LINES)
     distances = np.array([found.distance(row) for row in values])
     assert (distances**2).mean() == pytest.approx(1, abs=0.03)  # chi-squared over its degrees of freedom
     assert (distances > found.threshold).mean() < 0.002
@@ -123,7 +123,7 @@ def test_a_noisy_scan_is_held_against_slices_as_noisy(statistics):
     scans = heads(0, 40, noise=noise)
     found = [features(scan.kspace, number) for number, scan in enumerate(scans)]
     names = [str(number) for number in range(len(scans)) for _ in range(3)]
-    noisy = fit_statistics(np.concatenate(found), names, LINES, ["T2w"], noise)
+    noisy = fit_statistics(np.concatenate(found), noise, names, LINES, ["T2w"])
     clean = replace(statistics, noise=0.01, noisier=[noisy])
     assert [clean.at(level).noise for level in (0.0, 1e-3, 0.04, 0.05, 7.0)] == [0.01, 0.01, 0.01, noise, noise]
     assert statistics.at(noise) is statistics  # its own noise is not known
@@ -145,7 +145,7 @@ def test_what_half_of_the_slices_lack_has_no_weight():
     values = rng.normal(size=(400, 27))
     values[:240, 3] = np.nan
     values[rng.random((400, 27)) < 0.2] = np.nan
-    found = fit_statistics(values, [str(k // 4) for k in range(400)], LINES)
+    found = fit_statistics(values, 0.0, [str(k // 4) for k in range(400)], LINES)
     usual = np.zeros(27)
     strange = usual.copy()
     strange[3] = 100
@@ -156,7 +156,9 @@ def test_what_half_of_the_slices_lack_has_no_weight():
 
 def test_too_few_scans_and_too_small_a_centre():
     with pytest.raises(InputError, match="9 training scans are too few"):
-        fit_statistics(np.zeros((18, 27)), [str(k // 2) for k in range(18)], LINES)
+        fit_statistics(np.zeros((18, 27)), 0.0, [str(k // 2) for k in range(18)], LINES)
+    with pytest.raises(InputError, match="nothing above their noise"):
+        fit_statistics(np.full((40, 27), np.nan), 0.0, [str(k // 2) for k in range(40)], LINES)
     mask = torch.zeros(1, SIZE, dtype=torch.bool)
     mask[..., 15:17] = True
     with pytest.raises(InputError, match="2 centre lines"):

@@ -5,7 +5,8 @@
 Each method, and BART's `pics` where installed, gets the same number of settings, its defaults and others drawn from
 SPACES by ``--seed``; the one of least NRMSE times (1 - SSIM) on the validation subjects is scored on the test subjects.
 Subjects are simulated heads, of another population than a training set of the same seed, scored against their
-noise-free images, or with ``--noisy`` against the full data with its noise, as real scans must be.
+noise-free images, or with ``--noisy`` against the full data with its noise, as real scans must be; with ``--points``
+each is sampled by points of a Poisson disc of its own instead of lines, as a 3-D scan is.
 Every result is a line of JSON: settings, NRMSE, PSNR and SSIM (means over scans), seconds and network evaluations per
 image; of the tests of `rsd` also the coverage of its 90 % bands, as drawn and widened by the factor that makes them
 cover 90 % of further subjects (``--calibration``), and the rank correlation of standard deviation and error. Lines that
@@ -32,6 +33,7 @@ Space = dict[str, list[Any]]
 FLOORS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 LINES = ["all", "acquired"]
 NETWORKS = ["teacher", "generator"]
+POINTS_CENTRE = 0.1  # of each axis, fully sampled, as of `rsdmri simulate`
 WITHOUT = ("sense", "l1-wavelet", "tv", "bart")  # a prior
 # The first is the method's name; several spaces of one method are joined.
 SPACES: dict[str, tuple[str, list[Space]]] = {
@@ -112,7 +114,7 @@ def main() -> None:
     prepare_process(arguments.threads)
     prior = load_prior(arguments.prior, arguments.device)
     names = [name for name in SPACES if name in arguments.only] if arguments.only else list(SPACES)
-    for name in lacking(prior):
+    for name in lacking(prior, arguments):
         if name in names:
             names.remove(name)
             print(f"{name} is left out: this run has no network, or this machine no program, for it")
@@ -137,10 +139,10 @@ def main() -> None:
         panel({n: _reconstructed(SPACES[n][0], o, sets["test"][0], *way) for n, o in best.items()}, arguments.panel)
 
 
-def lacking(prior: Any) -> list[str]:
-    """Methods that the run has no network, or the machine no program, for."""
+def lacking(prior: Any, arguments: argparse.Namespace) -> list[str]:
+    """Methods that the run has no network, or the machine or `bart_pics` no program, for."""
     names = [] if prior.generator is not None else ["rsd-latent"]
-    names += [] if shutil.which("bart") else ["bart"]
+    names += [] if shutil.which("bart") and not arguments.points else ["bart"]
     return names if prior.has_posterior else [*names, "rsd-amortised"]
 
 
@@ -149,6 +151,8 @@ def problem(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("subjects", "slices", "size", "coils", "noise", "contrast", "population", "acceleration", "samples")
     more = {} if arguments.echo == "spin" else {"echo": arguments.echo}
     more |= {"noisy": True} if arguments.noisy else {}
+    if arguments.points:
+        more |= {"points": True, "phase_fov": arguments.phase_fov, "margin": arguments.margin}
     return {name: getattr(arguments, name) for name in names} | more
 
 
@@ -178,16 +182,29 @@ def _grid(space: Space) -> Iterator[Options]:
 
 
 def subjects(arguments: argparse.Namespace, stage: str) -> Iterator[Any]:
-    """Fully sampled scans of one stage with their noise-free images as targets."""
+    """Scans of one stage, fully sampled but with ``--points``, with their noise-free images as targets."""
     from rsdmri.data.simulate import simulate_scan
 
     first = {"validation": 0, "test": 1, "calibration": 2}[stage] * arguments.subjects
     for subject in range(first, first + (arguments.calibration if stage == "calibration" else arguments.subjects)):
         names = ("slices", "size", "coils", "noise", "contrast", "echo")
-        settings = {name: getattr(arguments, name) for name in names}
+        settings = {name: getattr(arguments, name) for name in (*names, "phase_fov")}
+        settings |= {} if arguments.margin is None else {"margin": arguments.margin}
         made = simulate_scan(subject, seed=arguments.population, **settings)
         scan = made.as_scan(f"head{subject:05d}")
-        yield replace(scan, target=made.target, target_source="the full data") if arguments.noisy else scan
+        scan = replace(scan, target=made.target, target_source="the full data") if arguments.noisy else scan
+        yield _by_points(scan, arguments) if arguments.points else scan
+
+
+def _by_points(scan: Any, arguments: argparse.Namespace) -> Any:
+    """The scan as it were if it had been undersampled by points when it was acquired."""
+    import numpy as np
+
+    from rsdmri.physics.masks import SamplingLaw
+
+    law = SamplingLaw("poisson", scan.kspace.shape[-2:], arguments.acceleration, POINTS_CENTRE)
+    mask = law.draw("tune", arguments.seed, scan.name).acquired.numpy()
+    return replace(scan, kspace=np.where(mask, scan.kspace, 0), mask=mask, prospective=True)
 
 
 class Book:
@@ -283,10 +300,15 @@ def score(
 
 
 def _reconstructed(method: str, options: Options, scan: Any, arguments: argparse.Namespace, prior: Any) -> Any:
+    from rsdmri.metrics.image import evaluate_volume
     from rsdmri.workflows.reconstruct import reconstruct
 
     way = {name: getattr(arguments, name) for name in ("acceleration", "samples", "seed", "device")}
-    return reconstruct(scan, method=method, prior=prior, options=options, out_of_domain="warn", **way)
+    way |= {"acceleration": None} if scan.prospective else {}
+    found = reconstruct(scan, method=method, prior=prior, options=options, out_of_domain="warn", **way)
+    if scan.prospective:  # scans have no truth when they are acquired so, simulated ones do
+        found = replace(found, target=scan.target, scores=evaluate_volume(scan.target, found.volume))
+    return found
 
 
 def _key(stage: str, name: str, options: Options) -> tuple[str, str, str]:
@@ -306,6 +328,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=0.01)
     parser.add_argument("--contrast", default="mixed")
     parser.add_argument("--echo", default="spin")
+    parser.add_argument("--points", action="store_true", help="sample by points in place of lines")
+    parser.add_argument("--phase-fov", type=float, default=1.0, help="see rsdmri simulate")
+    parser.add_argument("--margin", type=float, help="see rsdmri simulate")
     parser.add_argument("--noisy", action="store_true", help="score against the full data, its noise included")
     parser.add_argument("--calibration", type=int, default=40, help="subjects that bands are widened by")
     parser.add_argument("--population", type=int, default=2000, help="seed of the subjects")

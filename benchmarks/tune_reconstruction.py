@@ -33,7 +33,6 @@ Space = dict[str, list[Any]]
 FLOORS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 LINES = ["all", "acquired"]
 NETWORKS = ["teacher", "generator"]
-POINTS_CENTRE = 0.1  # of each axis, fully sampled, as of `rsdmri simulate`
 WITHOUT = ("sense", "l1-wavelet", "tv", "bart")  # a prior
 # The first is the method's name; several spaces of one method are joined.
 SPACES: dict[str, tuple[str, list[Space]]] = {
@@ -200,6 +199,7 @@ def _by_points(scan: Any, arguments: argparse.Namespace) -> Any:
     """The scan as it were if it had been undersampled by points when it was acquired."""
     import numpy as np
 
+    from rsdmri.data.simulate_files import POINTS_CENTRE
     from rsdmri.physics.masks import SamplingLaw
 
     law = SamplingLaw("poisson", scan.kspace.shape[-2:], arguments.acceleration, POINTS_CENTRE)

@@ -23,7 +23,7 @@ from rsdmri.runtime import numpy_generator
 
 SAMPLINGS = ("lines", "points")
 
-_POINTS_CENTRE = 0.1  # of each axis, fully sampled
+POINTS_CENTRE = 0.1  # of each axis, fully sampled
 _VERSION = 2  # raise when the same settings give other scans: older files are then made again
 _ACQUISITIONS = {"T1w": "AXT1", "T2w": "AXT2", "PDw": "AXPD", "FLAIR": "AXFLAIR", "volume": "AX"}
 
@@ -153,7 +153,7 @@ def _law(sampling: str, shape: tuple[int, int], acceleration: float) -> masks.Sa
     """The masks of one acceleration; ``InputError`` where there are none."""
     if sampling == "lines":
         return masks.SamplingLaw("random", (1, shape[1]), acceleration, masks.center_fraction(shape[1], acceleration))
-    return masks.SamplingLaw("poisson", shape, acceleration, _POINTS_CENTRE)
+    return masks.SamplingLaw("poisson", shape, acceleration, POINTS_CENTRE)
 
 
 def _chosen(laws: Sequence[masks.SamplingLaw], seed: int, number: int) -> masks.SamplingLaw | None:

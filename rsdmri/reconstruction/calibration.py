@@ -56,6 +56,8 @@ class Calibration:
     prior_sha256: str
     coverage_before: float
     """Of the band as it was, mean over the scans of the set."""
+    pattern: str = ""
+    """Of most of the masks, see `rsdmri.physics.masks.pattern`; empty where it is not known."""
 
     def mismatch(self, method: str, settings: str, samples: int, prior_sha256: str) -> str | None:
         """Why it does not hold for a reconstruction, one line; None where it does."""

@@ -2,14 +2,17 @@
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
+from rsdmri.physics import masks
 from rsdmri.priors import Prior, newest_prior, prior_folder
 from rsdmri.progress import progress
 from rsdmri.reconstruction.calibration import (
@@ -67,20 +70,19 @@ def calibrate(
     settings = chosen_settings(method, options, bare)
     way = {"acceleration": acceleration, "mask": mask, "center_fraction": center_fraction}
     way |= {"method": method, "samples": samples, "seed": seed, "options": options}
-    scores, before = [], []
+    measured = []
     for scan in scans:
         try:
-            needed, share = _measured(scan, prior=bare, out_of_domain="warn", **way)
-            scores.append(needed)
-            before.append(share)
+            measured.append(_measured(scan, prior=bare, out_of_domain="warn", **way))
         except InputError as error:
             if skip is None:
                 raise InputError(_named(error, scan)) from None
             skip(_named(error, scan))
         advance(1)
+    scores = [needed for needed, _, _ in measured]
     factor = conformal_quantile(scores, level)
     made_with = (method, float(acceleration), settings.model_dump_json(), samples, weights_digest(prior, settings))
-    found = Calibration(factor, level, len(scores), sum(map(len, scores)), *made_with, float(np.mean(before)))
+    found = Calibration(factor, level, len(scores), sum(map(len, scores)), *made_with, *_seen(measured))
     if folder is not None:
         save_calibration(folder, found)
     return found
@@ -112,12 +114,19 @@ def _check(method: str, samples: int, options: Mapping[str, Any] | None, level: 
     check_arguments(method, samples, options)
 
 
-def _measured(scan: Scan | str | os.PathLike[str], **way: Any) -> tuple[np.ndarray, float]:
-    """Factor that each pixel of the object needs, and the share that needs none."""
+def _measured(scan: Scan | str | os.PathLike[str], **way: Any) -> tuple[np.ndarray, float, str]:
+    """Factor that each pixel of the object needs, the share that needs none, and the pattern of the mask."""
     result = reconstruct(scan, **way)
     if result.target is None or result.quantiles is None or result.coverage is None:
         raise InputError(f"{result.scored}; calibration needs full images")
-    return interval_scores(result.target, result.quantiles, result.object_mask), result.coverage
+    scores = interval_scores(result.target, result.quantiles, result.object_mask)
+    return scores, result.coverage, masks.pattern(torch.from_numpy(result.mask))
+
+
+def _seen(measured: Sequence[tuple[np.ndarray, float, str]]) -> tuple[float, str]:
+    """Mean share that needs no factor, and the pattern of most masks."""
+    shares = [share for _, share, _ in measured]
+    return float(np.mean(shares)), Counter(pattern for *_, pattern in measured).most_common(1)[0][0]
 
 
 def _named(error: InputError, scan: Scan | str | os.PathLike[str]) -> str:

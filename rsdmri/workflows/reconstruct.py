@@ -137,6 +137,8 @@ def _used_mask(
     scan: Scan, acceleration: float | None, family: str, center_fraction: float | None, seed: int
 ) -> tuple[Tensor, MaskLaw | None]:
     """Positions to reconstruct from, and the law of those that are left out, if any."""
+    if acceleration is None and (family, center_fraction) != ("random", None):
+        raise InputError("--mask, --center-fraction: they say which lines --acceleration leaves; give it, too")
     law = None if acceleration is None else _mask_law(scan, acceleration, family, center_fraction, seed)
     used = torch.as_tensor(np.array(scan.mask))
     used = used if law is None else used & law.draw(scan.kspace.shape[-1], f"{scan.name}.h5", 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from rsdmri.data.scan import Scan
 from rsdmri.errors import InputError
 from rsdmri.metrics.uncertainty import object_mask
-from rsdmri.physics.masks import achieved_acceleration
+from rsdmri.physics.masks import achieved_acceleration, pattern
 from rsdmri.physics.noise import whiten, whitening_matrix
 from rsdmri.physics.prepare import PreparedSlice
 from rsdmri.physics.sense import sense
@@ -141,10 +141,13 @@ def _calibration(work: SliceWork) -> tuple[Calibration | None, tuple[str, ...]]:
     reason = found.mismatch(work.method, settings, work.samples, weights_digest(work.prior, work.settings))
     if reason is not None:
         return None, (reason,)
+    notes, lines = [], pattern(work.mask)
+    if "" not in (found.pattern, lines) and found.pattern != lines:
+        notes.append(f"its band was calibrated with {found.pattern}, this scan has {lines}: calibrate anew")
     own = achieved_acceleration(work.mask, torch.as_tensor(work.scan.absent))
     if max(own / found.acceleration, found.acceleration / own) > ALIKE:
-        return found, (f"its band was calibrated at R {found.acceleration:g}, this scan has {own:.1f}: calibrate anew",)
-    return found, ()
+        notes.append(f"its band was calibrated at R {found.acceleration:g}, this scan has {own:.1f}: calibrate anew")
+    return found, tuple(notes)
 
 
 def _own_factor(samples: HeldOutSamples, work: SliceWork) -> tuple[SpreadCalibration | None, tuple[str, ...]]:

@@ -280,3 +280,17 @@ def test_further_mask_refuses():
         masks.further_mask(lines(8, 4), -1, acs=1, generator=torch_generator(0))
     with pytest.raises(ValueError, match="bool"):
         masks.further_mask(torch.ones(8), 1, acs=1, generator=torch_generator(0))
+
+
+def test_the_pattern_of_a_mask_tells_equispaced_lines_from_others_and_from_points():
+    def drawn(family, key):
+        rows = 48 if family == "poisson" else 1
+        return masks.SamplingLaw(family, (rows, 96), acceleration=4.3).draw(key).acquired
+
+    for key in "abc":
+        assert masks.pattern(drawn("equispaced_fraction", key)) == "equispaced lines"
+        assert masks.pattern(drawn("random", key)) == "irregular lines"
+        assert masks.pattern(drawn("poisson", key)) == "points"
+    lines = drawn("random", "a")
+    assert masks.pattern(lines.expand(48, 96)) == "irregular lines"  # lines, written out for each row
+    assert masks.pattern(torch.ones(1, 96, dtype=torch.bool)) == ""

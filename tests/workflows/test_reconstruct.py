@@ -121,6 +121,12 @@ def test_the_mask_is_the_one_of_the_law_and_the_same_for_all_slices(scan):
     assert not np.array_equal(result.mask, other.mask)
 
 
+@pytest.mark.parametrize("lines", [{"mask": "equispaced"}, {"center_fraction": 0.1}])
+def test_lines_without_an_acceleration_are_refused_and_not_ignored(scan, lines):
+    with pytest.raises(InputError, match=r"which lines --acceleration leaves; give it, too"):
+        reconstruct(scan, method="sense", **lines)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_prospective_scan_gives_what_the_retrospective_one_gave(method, files, prior, tmp_path):
     options = {"method": method, "prior": prior, "samples": 2, "options": FEW.get(method)}

@@ -6,7 +6,7 @@ A position is acquired, skipped (left out by the acceleration) or absent (in no 
 """
 
 from rsdmri.physics.masks.absent import partial_fourier, with_padding
-from rsdmri.physics.masks.content import achieved_acceleration, acs_block, acs_lines, describe
+from rsdmri.physics.masks.content import achieved_acceleration, acs_block, acs_lines, describe, pattern
 from rsdmri.physics.masks.density import Falloff
 from rsdmri.physics.masks.fastmri import FASTMRI_FAMILIES, center_fraction, check_acceleration, fastmri_mask
 from rsdmri.physics.masks.further import further_drop, further_mask
@@ -33,5 +33,6 @@ __all__ = [
     "further_mask",
     "inclusion",
     "partial_fourier",
+    "pattern",
     "with_padding",
 ]

@@ -1,4 +1,4 @@
-"""What a mask contains: its ACS block, its achieved acceleration, one line of description."""
+"""What a mask contains: its ACS block, its achieved acceleration, its pattern, one line of description."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from rsdmri.errors import InputError
+
+_STEPS = 4  # from one line to the next, from which on equal ones are no accident
 
 
 def acs_block(mask: Tensor) -> tuple[slice, slice]:
@@ -60,6 +62,22 @@ def describe(mask: Tensor, absent: Tensor | None = None, *, nominal: float | Non
     wanted = "" if nominal is None else f" (nominal {nominal:g})"
     unit = "points" if points else "lines"
     return f"{round(total / acceleration)} of {total} {unit}, acceleration {acceleration:.2f}{wanted}, {acs}"
+
+
+def pattern(mask: Tensor) -> str:
+    """How ``mask`` spreads what it acquires: ``points``, ``equispaced lines``, ``irregular lines``; empty: not known.
+
+    Lines are equispaced where the steps on each side of the ACS differ by no more than the one line that rounding an
+    acceleration that is no integer brings, as in fastMRI's masks for brains; fewer than 4 steps do not tell.
+    """
+    mask = _without_batch(mask)
+    if len(mask) > 1 and not bool((mask == mask[:1]).all()):
+        return "points"
+    lines, acs = torch.nonzero(mask[0])[:, 0], acs_block(mask[:1])[1]
+    steps = torch.cat([lines[lines < acs.start].diff(), lines[lines >= acs.stop].diff()])
+    if len(steps) < _STEPS:
+        return ""
+    return "equispaced lines" if int(steps.max() - steps.min()) <= 1 else "irregular lines"
 
 
 def center(width: int, lines: int) -> slice:

@@ -69,6 +69,7 @@ def pattern(mask: Tensor) -> str:
 
     Lines are equispaced where the steps on each side of the ACS differ by no more than the one line that rounding an
     acceleration that is no integer brings, as in fastMRI's masks for brains; fewer than 4 steps do not tell.
+    ``mask`` is boolean, (x,), (y, x) or (batch, 1 or y, x); of a batch counts what all of its masks acquire.
     """
     mask = _without_batch(mask)
     if len(mask) > 1 and not bool((mask == mask[:1]).all()):

@@ -92,11 +92,10 @@ def without_held_out(scan: Any, seed: int) -> Any:
     import numpy as np
     import torch
 
-    from rsdmri.reconstruction.held_out import split_mask
-    from rsdmri.runtime import numpy_generator
+    from rsdmri.workflows.trust import held_out_split
 
-    shown, _ = split_mask(torch.from_numpy(scan.mask), numpy_generator("held out", seed, scan.name), SHARE)
-    return replace(scan, mask=shown.numpy(), kspace=np.where(shown.numpy(), scan.kspace, 0))
+    shown = held_out_split(scan, torch.from_numpy(scan.mask), seed, SHARE)[0].numpy()
+    return replace(scan, mask=shown, kspace=np.where(shown, scan.kspace, 0))
 
 
 def most_frequent(chosen: Sequence[dict[str, Any]]) -> dict[str, Any]:

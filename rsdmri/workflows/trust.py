@@ -111,13 +111,18 @@ def checked(work: SliceWork, share: float | None, maps: UndeterminedMaps | None 
     return Trust(band, check_, attrs, notes, unseen)
 
 
+def held_out_split(scan: Scan, mask: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
+    """Positions of ``mask``, (1, x) or (y, x), that the check of a reconstruction with ``seed`` shows and holds out."""
+    return split_mask(mask, numpy_generator("held out", seed, scan.name), share)
+
+
 def held_out_samples(work: SliceWork, share: float) -> tuple[HeldOutSamples, int]:
     """Samples that a second reconstruction, like ``work`` in all else, was not shown; how many positions there are.
 
     Noise, scale and coil maps of the second one come from what it is shown.
     """
     scan, sets = work.scan, work.sets
-    shown, held = split_mask(work.mask, numpy_generator("held out", work.seed, scan.name), share)
+    shown, held = held_out_split(scan, work.mask, work.seed, share)
     parts: list[HeldOutSamples] = []
 
     def watch(index: int, item: PreparedSlice, draws: Tensor) -> None:
